@@ -1,0 +1,165 @@
+//! What the engine tells its driver to do. Actions are carried out in the order given.
+
+use super::ids::{Buffer, CommandId, Generation, IoId, LinkId, RequestId, Span, Term, VolumeId};
+use super::message::Envelope;
+use super::persist::MetaOp;
+use super::reason::{IoFailure, LinkLoss, Refusal};
+use super::status::{ConnectionState, DiskState, ReplicationState, Role};
+
+/// Something worth an event line (`lockstep events`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    Role {
+        from: Role,
+        to: Role,
+    },
+    PeerRole {
+        to: Role,
+    },
+    Disk {
+        volume: VolumeId,
+        from: DiskState,
+        to: DiskState,
+    },
+    PeerDisk {
+        volume: VolumeId,
+        to: DiskState,
+    },
+    Connection {
+        to: ConnectionState,
+        reason: Option<Refusal>,
+        loss: Option<LinkLoss>,
+    },
+    Replication {
+        volume: VolumeId,
+        to: ReplicationState,
+    },
+    /// A sync ended; bytes copied, compared equal, and total.
+    SyncDone {
+        volume: VolumeId,
+        copied: u64,
+        compared: u64,
+    },
+    NewGeneration {
+        volume: VolumeId,
+        generation: Generation,
+    },
+    SplitBrain {
+        volume: VolumeId,
+    },
+}
+
+/// An instruction to the driver.
+#[derive(Debug)]
+pub enum Action {
+    /// Ends a front-end request. For reads the data is in its buffer.
+    Complete {
+        request: RequestId,
+        result: Result<(), IoFailure>,
+    },
+    /// Fills the first `span.len` bytes of `buffer`.
+    DiskRead {
+        io: IoId,
+        volume: VolumeId,
+        span: Span,
+        buffer: Buffer,
+    },
+    /// Fills `buffer` and answers with `IoOutcome::Hash`.
+    DiskHash {
+        io: IoId,
+        volume: VolumeId,
+        span: Span,
+        buffer: Buffer,
+    },
+    DiskWrite {
+        io: IoId,
+        volume: VolumeId,
+        span: Span,
+        buffer: Buffer,
+        fua: bool,
+    },
+    /// Afterwards the range reads as zeroes.
+    DiskZeroes {
+        io: IoId,
+        volume: VolumeId,
+        span: Span,
+        unmap: bool,
+        fua: bool,
+    },
+    DiskDiscard {
+        io: IoId,
+        volume: VolumeId,
+        span: Span,
+    },
+    DiskFlush {
+        io: IoId,
+        volume: VolumeId,
+    },
+    /// Answered when the change is durable. Operations of one volume are carried out one after
+    /// the other, in order.
+    Meta {
+        io: IoId,
+        volume: VolumeId,
+        op: MetaOp,
+    },
+    /// Queues a frame on the link. Bytes of `payload` (the first `len`) are taken at once: the
+    /// buffer may be reused when the next action is carried out.
+    Send {
+        link: LinkId,
+        envelope: Envelope,
+        payload: Option<(Buffer, u32)>,
+    },
+    /// Ends the buffer of a received payload.
+    Release {
+        buffer: Buffer,
+    },
+    /// Whether the driver shall keep trying to connect (dial or listen).
+    WantLink {
+        want: bool,
+    },
+    /// Drop the link at once, unsent frames with it, except that frames queued before with
+    /// `Message::Goodbye` should get a chance to leave.
+    CloseLink {
+        link: LinkId,
+    },
+    CommandDone {
+        command: CommandId,
+        result: Result<(), Refusal>,
+    },
+    /// The front end of every volume may be opened (`true`) or must be gone (`false`). The driver
+    /// carries it out on its own; requests that still come are answered with an error.
+    Serve {
+        serve: bool,
+        term: Term,
+    },
+    /// The usable size of a volume is now known or has changed; front ends start with it.
+    Size {
+        volume: VolumeId,
+        bytes: u64,
+    },
+    /// Detach is complete: close the disk.
+    DiskClosed {
+        volume: VolumeId,
+    },
+    /// Ask the third voter to record the generation of a volume under our term.
+    RecordAtVoter {
+        volume: VolumeId,
+        generation: Generation,
+        term: Term,
+    },
+    /// Notes in the agent's shared memory, before the next action, that `span` may differ between
+    /// the copies; after a crash of the data process alone these ranges replace the log.
+    Track {
+        slot: u32,
+        volume: VolumeId,
+        span: Span,
+    },
+    Untrack {
+        slot: u32,
+    },
+    /// Whether the tracked ranges are all that may differ beyond what the disk's bitmap says.
+    TrackExact {
+        exact: bool,
+    },
+    Publish(Notice),
+}

@@ -1,0 +1,122 @@
+//! What the driver tells the engine.
+
+use super::ids::{Buffer, CommandId, Generation, IoId, LinkId, NodeId, RequestId, Span, VolumeId};
+use super::message::Envelope;
+use super::persist::VolumeImage;
+use super::reason::LinkLoss;
+
+/// A front-end operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Op {
+    Read {
+        span: Span,
+    },
+    /// Data is in `Buffer::Request`.
+    Write {
+        span: Span,
+        fua: bool,
+    },
+    /// Afterwards the range reads as zeroes. `unmap` allows the disk to drop the blocks.
+    WriteZeroes {
+        span: Span,
+        unmap: bool,
+        fua: bool,
+    },
+    Discard {
+        span: Span,
+    },
+    Flush,
+}
+
+/// A request from a front end. Ranges lie inside the device, are multiples of 512 bytes and span
+/// at most 16 activity-log extents (64 MiB); data requests fit their buffer.
+#[derive(Clone, Copy, Debug)]
+pub struct Request {
+    pub id: RequestId,
+    pub volume: VolumeId,
+    pub op: Op,
+}
+
+/// How a disk or metadata operation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IoOutcome {
+    Done,
+    /// `DiskHash` only: BLAKE3 of the range.
+    Hash([u8; 32]),
+    /// Errno of the failure.
+    Failed(i32),
+}
+
+/// What a promotion rests on besides this node's own record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ground {
+    /// The operator's word.
+    Operator,
+    /// A grant of the third voter.
+    Voter,
+}
+
+/// What an operator (through the agent) asks for.
+#[derive(Debug)]
+pub enum Command {
+    /// The driver has opened and read the disk of a volume.
+    Attach {
+        volume: VolumeId,
+        image: Box<VolumeImage>,
+    },
+    Detach {
+        volume: VolumeId,
+    },
+    Connect {
+        discard_my_data: bool,
+    },
+    Disconnect,
+    Primary {
+        force: bool,
+        ground: Ground,
+    },
+    Secondary,
+    /// Declares the local data bad: full sync from the peer.
+    Invalidate {
+        volume: VolumeId,
+    },
+    /// Clean end: flush, demote, leave; the engine accepts nothing afterwards.
+    Shutdown,
+}
+
+/// Everything that can happen to a resource.
+#[derive(Debug)]
+pub enum Event {
+    Request(Request),
+    /// Completion of an action that carried this id.
+    Io {
+        io: IoId,
+        outcome: IoOutcome,
+    },
+    /// A transport connection to `peer` is up and authenticated. A newer link replaces the older.
+    LinkUp {
+        link: LinkId,
+        peer: NodeId,
+    },
+    LinkDown {
+        link: LinkId,
+        reason: LinkLoss,
+    },
+    /// A frame arrived; `buffer` is present when it carried payload.
+    Message {
+        link: LinkId,
+        envelope: Envelope,
+        buffer: Option<Buffer>,
+    },
+    Command {
+        id: CommandId,
+        command: Command,
+    },
+    /// Answer to `Action::RecordAtVoter`.
+    VoterRecorded {
+        volume: VolumeId,
+        generation: Generation,
+    },
+    /// Time has reached `Engine::next_deadline`.
+    Tick,
+}

@@ -1,0 +1,38 @@
+//! The replication state machine of one resource on one node.
+//!
+//! [`Engine::handle`] takes an [`Event`] and the current time and appends [`Action`]s. It does no
+//! I/O, reads no clock, starts no thread and draws no randomness (identifiers come from a seeded
+//! sequence), so the same code runs in the reactor, in the simulator and in unit tests, and a
+//! recorded run replays to the same actions.
+//!
+//! The engine never touches payload bytes: it names buffers ([`Buffer`]) that its driver owns.
+
+mod action;
+mod config;
+mod event;
+mod ids;
+mod message;
+mod persist;
+mod reason;
+mod resource;
+mod status;
+
+pub use action::{Action, Notice};
+pub use config::{Config, Protocol, Timeouts, VoteMode};
+pub use event::{Command, Event, Ground, IoOutcome, Op, Request};
+pub use ids::{
+    Buffer, CommandId, Generation, IoId, LinkId, NodeId, RequestId, Session, Span, Term, Time,
+    VolumeId,
+};
+pub use message::{
+    AckKind, BitmapChunk, Envelope, Message, NodeState, SyncResult, VolumeState, WriteKind,
+};
+pub use persist::{
+    BITMAP_PAGE_BYTES, LogTransaction, MetaOp, PeerRecord, SlotChange, Superblock, VolumeImage,
+};
+pub use reason::{IoFailure, LinkLoss, Refusal};
+pub use resource::Engine;
+pub use status::{
+    ConnectionState, ConnectionStatus, DeviceStatus, DiskState, PeerDeviceStatus, ReplicationState,
+    ResourceStatus, Role,
+};

@@ -1,0 +1,3 @@
+//! Wire messages, codec and links of lockstep's replication protocol. Knows no engine.
+
+pub mod ring;
