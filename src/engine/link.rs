@@ -226,10 +226,21 @@ impl Engine {
             }
         }
         if link_is_replicating(&self.link) {
+            self.follow_term(envelope.term);
             self.on_replication(id, envelope.message, buffer)
         } else {
             self.on_handshake(envelope.message);
             false
+        }
+    }
+
+    /// The peer acts under a later term than we have seen.
+    fn follow_term(&mut self, term: Term) {
+        if term > self.term {
+            self.term = term;
+            for volume in &mut self.volumes {
+                volume.change(|superblock| superblock.term = term);
+            }
         }
     }
 
@@ -586,16 +597,8 @@ impl Engine {
         if ids(mine) != ids(theirs) {
             return Err(Refusal::VolumeMismatch);
         }
-        if mine.role == Role::Primary && theirs.role == Role::Primary {
-            return Err(Refusal::BothPrimary);
-        }
-        let stale = |primary: &NodeState, other: &NodeState| {
-            primary.role == Role::Primary && primary.term < other.term
-        };
-        if (stale(mine, theirs) || stale(theirs, mine)) && !broken!(self, IgnoreTerm) {
-            return Err(Refusal::StaleTerm);
-        }
-        mine.volumes
+        let verdicts = mine
+            .volumes
             .iter()
             .zip(&theirs.volumes)
             .map(|(m, t)| {
@@ -605,7 +608,18 @@ impl Engine {
                     verdict => Ok(verdict),
                 }
             })
-            .collect()
+            .collect::<Result<Vec<_>, _>>()?;
+        if mine.role == Role::Primary && theirs.role == Role::Primary {
+            return Err(Refusal::BothPrimary);
+        }
+        // A reign that another has followed is over, unless the operator discards the other.
+        let stale = |primary: &NodeState, other: &NodeState| {
+            primary.role == Role::Primary && primary.term < other.term && !other.discard_my_data
+        };
+        if (stale(mine, theirs) || stale(theirs, mine)) && !broken!(self, IgnoreTerm) {
+            return Err(Refusal::StaleTerm);
+        }
+        Ok(verdicts)
     }
 
     fn send_agree(&mut self) {
@@ -658,7 +672,7 @@ impl Engine {
                 .as_ref()
                 .map_or(Term::ZERO, |s| s.term)
                 .max(self.term);
-            self.term = term;
+            self.term = self.reign_after(term);
             let session = greeting.session;
             let mut versions = Vec::new();
             for (index, verdict) in greeting.verdicts.iter().enumerate() {
@@ -679,6 +693,19 @@ impl Engine {
             self.send(Message::Stored, None);
             self.progress = true;
         }
+    }
+
+    /// The term from here on: a primary whose peer has known a later one begins a new reign.
+    fn reign_after(&mut self, highest: Term) -> Term {
+        if self.role == Role::Primary && highest > self.term {
+            let random = self.fresh_id() as u32;
+            return Term {
+                counter: highest.counter + 1,
+                node: self.config.node,
+                random,
+            };
+        }
+        highest
     }
 
     fn record_session(
