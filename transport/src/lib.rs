@@ -2,7 +2,9 @@
 
 pub mod body;
 pub mod frame;
+pub mod link;
 pub mod packet;
+pub mod payloads;
 pub mod ring;
 pub mod wire;
 
