@@ -618,7 +618,7 @@ mod tests {
             client.kinds(OPT_SET_META_CONTEXT, &alloc),
             [REP_ERR_INVALID]
         );
-        client.option(OPT_STRUCTURED_REPLY, b"");
+        assert_eq!(client.kinds(OPT_STRUCTURED_REPLY, b""), [REP_ACK]);
         let found = [REP_META_CONTEXT, REP_ACK];
         assert_eq!(
             client.kinds(OPT_LIST_META_CONTEXT, &queries(b"r0", &[])),
@@ -683,7 +683,7 @@ mod tests {
     fn a_refusing_server_says_why() {
         let mut client = Client::new(3);
         client.refusal = Some("this node is secondary; the primary is alpha");
-        client.option(OPT_STRUCTURED_REPLY, b"");
+        assert_eq!(client.kinds(OPT_STRUCTURED_REPLY, b""), [REP_ACK]);
         let set = queries(b"r0", &[ALLOCATION_CONTEXT]);
         let asked = [
             (OPT_GO, info(b"r0", &[])),
