@@ -1,1 +1,7 @@
-//! Under construction.
+//! The data plane of one resource: turns completions into engine events and engine actions into
+//! ring entries.
+
+mod buffers;
+mod disk;
+mod ring;
+mod slab;
