@@ -3,5 +3,8 @@
 
 mod buffers;
 mod disk;
+pub mod reason;
+mod recorder;
 mod ring;
 mod slab;
+mod track;
