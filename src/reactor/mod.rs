@@ -2,9 +2,11 @@
 //! ring entries.
 
 mod buffers;
+mod counters;
 mod disk;
 pub mod reason;
 mod recorder;
 mod ring;
 mod slab;
+mod status;
 mod track;
