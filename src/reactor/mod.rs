@@ -10,3 +10,4 @@ mod ring;
 mod slab;
 mod status;
 mod track;
+mod wire;

@@ -26,7 +26,9 @@ fn code<T: PartialEq>(list: &[T], value: &T) -> u8 {
 }
 
 fn named<T: Copy>(list: &[T], code: u8, what: &'static str) -> Result<T, Meaningless> {
-    list.get(usize::from(code)).copied().ok_or(Meaningless(what))
+    list.get(usize::from(code))
+        .copied()
+        .ok_or(Meaningless(what))
 }
 
 fn put_term(term: Term) -> wire::Term {
@@ -199,7 +201,10 @@ pub fn to_wire(envelope: Envelope) -> packet::Envelope {
         } => Packet::Agree {
             round,
             peer_round,
-            verdicts: verdicts.into_iter().map(|(id, code)| (id.0, code)).collect(),
+            verdicts: verdicts
+                .into_iter()
+                .map(|(id, code)| (id.0, code))
+                .collect(),
         },
         Message::Bitmap(chunk) => Packet::Bitmap(put_bitmap(chunk)),
         Message::Ready => Packet::Ready,
@@ -471,7 +476,15 @@ mod tests {
         let history = prop::collection::vec(generations(), 0..5);
         let flags = any::<(u16, u32, bool, bool)>();
         (numbers, history, disks(), flags).prop_map(|(numbers, history, disk, flags)| {
-            let [capacity, agreed_size, current, base, dirty_bits, session, pending] = numbers;
+            let [
+                capacity,
+                agreed_size,
+                current,
+                base,
+                dirty_bits,
+                session,
+                pending,
+            ] = numbers;
             VolumeState {
                 volume: VolumeId(flags.0),
                 capacity,
@@ -542,7 +555,14 @@ mod tests {
         let ack = prop::sample::select(vec![AckKind::Received, AckKind::Written]);
         let any_ack =
             prop::sample::select(vec![AckKind::Received, AckKind::Written, AckKind::Failed]);
-        let write = (volumes(), spans(), kinds(), any::<bool>(), any::<u64>(), ack);
+        let write = (
+            volumes(),
+            spans(),
+            kinds(),
+            any::<bool>(),
+            any::<u64>(),
+            ack,
+        );
         prop_oneof![
             write.prop_map(|(volume, span, kind, fua, sequence, ack)| Message::Write {
                 volume,
@@ -557,8 +577,11 @@ mod tests {
             any::<u64>().prop_map(|sequence| Message::Barrier { sequence }),
             any::<u64>().prop_map(|flush| Message::Flush { flush }),
             any::<(u64, bool)>().prop_map(|(flush, ok)| Message::FlushAck { flush, ok }),
-            (any::<u64>(), volumes(), spans())
-                .prop_map(|(id, volume, span)| Message::Read { id, volume, span }),
+            (any::<u64>(), volumes(), spans()).prop_map(|(id, volume, span)| Message::Read {
+                id,
+                volume,
+                span
+            }),
             any::<(u64, bool)>().prop_map(|(id, ok)| Message::ReadReply { id, ok }),
         ]
     }
