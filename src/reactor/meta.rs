@@ -299,3 +299,161 @@ fn next_step(steps: &mut VecDeque<Step>, unflushed: bool) -> Option<Running> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::{Generation, LogTransaction, NodeId, Superblock};
+    use crate::reactor::ring::{Completion, Owner, Ring, waker};
+    use crate::store::{Layout, Medium, Placement, ReadAt, recover};
+    use rustix::fs::{Mode, OFlags};
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    const SIZE: u64 = 64 << 20;
+    const BLOCK: u32 = 4096;
+
+    /// A file with fresh metadata, and its ring.
+    struct Bench {
+        ring: Ring,
+        metas: Metas,
+        file: tempfile::NamedTempFile,
+    }
+
+    struct Reader<'a>(&'a std::fs::File);
+
+    impl ReadAt for Reader<'_> {
+        fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> Result<(), i32> {
+            use std::os::unix::fs::FileExt;
+            self.0.read_exact_at(buf, offset).map_err(|_| 5)
+        }
+    }
+
+    fn write_plain(file: &std::fs::File, steps: Vec<Step>) {
+        use std::os::unix::fs::FileExt;
+        for step in steps {
+            if let Step::Write { offset, bytes } = step {
+                file.write_all_at(&bytes, offset).unwrap();
+            }
+        }
+    }
+
+    impl Bench {
+        fn new(flags: OFlags) -> Bench {
+            let file = tempfile::NamedTempFile::new_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+            file.as_file().set_len(SIZE).unwrap();
+            let layout = Layout::internal(SIZE, 1, BLOCK).unwrap();
+            let (metadata, format) = Metadata::create(layout, 7, NodeId(0));
+            write_plain(file.as_file(), format.write);
+            let fd = rustix::fs::open(file.path(), flags | OFlags::CLOEXEC, Mode::empty()).unwrap();
+            let mut metas = Metas::new(1);
+            metas.attach(0, metadata, fd).unwrap();
+            Bench {
+                ring: Ring::new(&waker().unwrap()).unwrap(),
+                metas,
+                file,
+            }
+        }
+
+        /// Starts all operations at once and collects their ends in order.
+        fn run(&mut self, ops: Vec<MetaOp>) -> Vec<(IoId, IoOutcome)> {
+            let mut out = Vec::new();
+            let count = ops.len();
+            for (id, op) in ops.into_iter().enumerate() {
+                let mut port = self.ring.port(Owner::META);
+                self.metas
+                    .start(&mut port, 0, (IoId(id as u64), op), &mut out);
+            }
+            while out.len() < count {
+                let mut seen: Vec<Completion> = Vec::new();
+                self.ring
+                    .wait(Some(Duration::from_secs(10)), &mut seen)
+                    .unwrap();
+                for done in seen {
+                    let mut port = self.ring.port(done.owner);
+                    self.metas
+                        .on_completion(&mut port, done.token, done.result, &mut out);
+                }
+            }
+            out
+        }
+
+        fn recovered(&self) -> crate::engine::VolumeImage {
+            let medium = Medium {
+                placement: Placement::Internal { device_bytes: SIZE },
+                logical_block: BLOCK,
+                volatile_cache: false,
+            };
+            recover(&mut Reader(self.file.as_file()), &medium)
+                .unwrap()
+                .image
+        }
+
+        fn superblock(&self, current: u64) -> Superblock {
+            let mut superblock = self.recovered().superblock;
+            superblock.current = Generation(current);
+            superblock
+        }
+    }
+
+    #[test]
+    fn operations_end_in_order_and_are_recovered() {
+        let mut bench = Bench::new(OFlags::RDWR | OFlags::DIRECT);
+        let mut table = vec![LogTransaction::FREE; 64];
+        table[3] = 9;
+        let log = LogTransaction {
+            changes: vec![crate::engine::SlotChange { slot: 3, extent: 9 }],
+            table: Arc::new(table),
+        };
+        let mut page = vec![0u8; 4096].into_boxed_slice();
+        page[0] = 0b101;
+        let ops = vec![
+            MetaOp::Superblock(Box::new(bench.superblock(0xabc))),
+            MetaOp::Log(log),
+            MetaOp::Bitmap {
+                slot: 0,
+                pages: vec![(0, page)],
+            },
+            MetaOp::Superblock(Box::new(bench.superblock(0xdef))),
+        ];
+        let ended = bench.run(ops);
+        let expected: Vec<_> = (0..4).map(|id| (IoId(id), IoOutcome::Done)).collect();
+        assert_eq!(ended, expected);
+        let image = bench.recovered();
+        assert_eq!(image.superblock.current, Generation(0xdef));
+        assert!(image.log.contains(&9));
+        assert_eq!(image.bitmap[0], 0b101);
+    }
+
+    #[test]
+    fn after_a_failed_write_everything_fails() {
+        let mut bench = Bench::new(OFlags::RDONLY | OFlags::DIRECT);
+        let superblock = bench.superblock(0xabc);
+        let op = || MetaOp::Superblock(Box::new(superblock.clone()));
+        let ended = bench.run(vec![op(), op()]);
+        assert_eq!(ended[0].1, failed(Errno::BADF));
+        assert_eq!(ended[1].1, failed(Errno::IO));
+        assert_ne!(bench.recovered().superblock.current, Generation(0xabc));
+    }
+
+    #[test]
+    fn a_lone_write_before_a_flush_carries_it() {
+        let write = |offset| Step::Write {
+            offset,
+            bytes: vec![0; 4096],
+        };
+        let mut steps = VecDeque::from(vec![write(0), write(4096), Step::Flush]);
+        let first = next_step(&mut steps, false);
+        assert!(matches!(first, Some(Running::Write { durable: false, .. })));
+        let second = next_step(&mut steps, true);
+        assert!(matches!(
+            second,
+            Some(Running::Write { durable: false, .. })
+        ));
+        assert!(matches!(next_step(&mut steps, true), Some(Running::Flush)));
+        let mut steps = VecDeque::from(vec![write(0), Step::Flush]);
+        let only = next_step(&mut steps, false);
+        assert!(matches!(only, Some(Running::Write { durable: true, .. })));
+        assert!(next_step(&mut steps, false).is_none());
+    }
+}

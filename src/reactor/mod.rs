@@ -4,6 +4,8 @@
 mod buffers;
 mod counters;
 mod disk;
+mod lines;
+mod meta;
 pub mod reason;
 mod recorder;
 mod ring;
