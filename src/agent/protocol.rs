@@ -197,6 +197,17 @@ pub enum FrontEnd {
     NbdTcp { address: String, export: String },
 }
 
+impl FrontEnd {
+    /// What applications open: a device, or the URI of an export.
+    pub fn path(&self) -> String {
+        match self {
+            FrontEnd::Ublk { minor } => format!("/dev/ublkb{minor}"),
+            FrontEnd::NbdUnix { path, export } => format!("nbd+unix:///{export}?socket={path}"),
+            FrontEnd::NbdTcp { address, export } => format!("nbd://{address}/{export}"),
+        }
+    }
+}
+
 /// A request of the agent to a data plane (`RUN_DIR/RES.serve.sock`).
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "kebab-case")]
