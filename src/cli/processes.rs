@@ -1,0 +1,42 @@
+//! Verbs that are processes: the agent and the data plane.
+
+use clap::Args;
+
+use crate::agent;
+use crate::agent::protocol::{ErrorKind, ErrorReply};
+
+use super::{Global, Outcome};
+
+#[derive(Args, Debug)]
+pub struct ServeArgs {
+    /// Resource to serve
+    resource: String,
+}
+
+/// Runs the node process.
+pub fn agent(global: &Global) -> Outcome {
+    log_to_stderr();
+    agent::run(global.dirs(), Box::new(|| Ok(Vec::new())))
+}
+
+/// Runs a data plane. The listener that the agent bound is standard input, the memory of ranges in
+/// flight is standard output.
+pub fn serve(_global: &Global, args: ServeArgs) -> Outcome {
+    log_to_stderr();
+    let _ = args.resource;
+    Err(ErrorReply::new(
+        ErrorKind::Usage,
+        "serve is started by the agent",
+        "use `lockstep up`",
+    ))
+}
+
+/// What the process has to say goes to its standard error: the journal, under systemd.
+fn log_to_stderr() {
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_target(false)
+        .compact()
+        .init();
+}

@@ -1,0 +1,307 @@
+//! The one module that does readiness instead of completion: newline-delimited JSON over a Unix
+//! stream, with descriptors beside a line, and outgoing connections from a chosen address.
+//!
+//! tokio-uring can neither receive descriptors nor bind before it connects, so these few calls
+//! are made directly, on non-blocking sockets, when the runtime says that they can go on.
+
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketFlags,
+    SocketType,
+};
+use tokio::io::unix::AsyncFd;
+
+use crate::agent::protocol::{Reply, ServeRequest};
+
+/// Longest request line; requests are small.
+const MAX_LINE: usize = 64 << 10;
+
+/// Descriptors that may travel beside a line: data and metadata device.
+pub const MAX_FDS: usize = 2;
+
+/// Why a line could not be taken.
+#[derive(Debug, thiserror::Error)]
+pub enum LineError {
+    #[error("the connection failed: {0}")]
+    Io(#[from] io::Error),
+    #[error("the line is longer than {MAX_LINE} bytes")]
+    TooLong,
+    #[error("more than {MAX_FDS} descriptors beside a line")]
+    TooManyFds,
+    #[error("the line is not a request: {0}")]
+    Json(#[from] serde_json::Error),
+}
+
+/// A request and the descriptors that came with it.
+pub type Request = (ServeRequest, Vec<OwnedFd>);
+
+/// A connection of the agent.
+pub struct Lines {
+    socket: AsyncFd<OwnedFd>,
+    received: Vec<u8>,
+    descriptors: Vec<OwnedFd>,
+}
+
+impl Lines {
+    /// Takes a connected, non-blocking stream.
+    pub fn new(socket: OwnedFd) -> io::Result<Lines> {
+        Ok(Lines {
+            socket: AsyncFd::new(socket)?,
+            received: Vec::new(),
+            descriptors: Vec::new(),
+        })
+    }
+
+    /// Gives the stream back, for another runtime. Bytes of further requests are dropped: the
+    /// agent sends the next one after the reply.
+    pub fn into_socket(self) -> OwnedFd {
+        self.socket.into_inner()
+    }
+
+    /// The next request; `None` when the agent has closed.
+    pub async fn next(&mut self) -> Result<Option<Request>, LineError> {
+        loop {
+            if let Some(end) = self.received.iter().position(|byte| *byte == b'\n') {
+                let rest = self.received.split_off(end + 1);
+                let line = std::mem::replace(&mut self.received, rest);
+                let descriptors = std::mem::take(&mut self.descriptors);
+                return Ok(Some((serde_json::from_slice(&line)?, descriptors)));
+            }
+            if self.received.len() > MAX_LINE {
+                return Err(LineError::TooLong);
+            }
+            if !self.receive().await? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Takes what has arrived; false at the end of the stream.
+    async fn receive(&mut self) -> Result<bool, LineError> {
+        loop {
+            let mut ready = self.socket.readable().await?;
+            let done = ready.try_io(|socket| Ok(receive_some(socket.get_ref())?));
+            let Ok(done) = done else { continue };
+            let (bytes, descriptors) = done?;
+            self.descriptors.extend(descriptors);
+            if self.descriptors.len() > MAX_FDS {
+                return Err(LineError::TooManyFds);
+            }
+            self.received.extend_from_slice(&bytes);
+            return Ok(!bytes.is_empty());
+        }
+    }
+
+    /// Sends a reply.
+    pub async fn send(&self, reply: &Reply) -> Result<(), LineError> {
+        let mut line = serde_json::to_vec(reply)?;
+        line.push(b'\n');
+        let mut rest = line.as_slice();
+        while !rest.is_empty() {
+            let mut ready = self.socket.writable().await?;
+            let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+            let sent = ready.try_io(|socket| Ok(rustix::net::send(socket.get_ref(), rest, flags)?));
+            if let Ok(sent) = sent {
+                rest = rest.get(sent?..).unwrap_or(&[]);
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns when the agent has closed the connection or says anything more.
+    pub async fn closed(&mut self) {
+        // An error means closed as well.
+        let _ = self.receive().await;
+    }
+}
+
+fn receive_some(socket: &OwnedFd) -> Result<(Vec<u8>, Vec<OwnedFd>), Errno> {
+    let mut bytes = vec![0; 16 << 10];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS + 1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut slices = [IoSliceMut::new(&mut bytes)];
+    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+    let got = rustix::net::recvmsg(socket, &mut slices, &mut control, flags)?;
+    let mut descriptors = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            descriptors.extend(rights);
+        }
+    }
+    bytes.truncate(got.bytes);
+    Ok((bytes, descriptors))
+}
+
+/// A listening socket.
+pub struct Acceptor(AsyncFd<OwnedFd>);
+
+impl Acceptor {
+    /// Takes a listening socket of any family.
+    pub fn new(socket: OwnedFd) -> io::Result<Acceptor> {
+        rustix::io::ioctl_fionbio(&socket, true)?;
+        Ok(Acceptor(AsyncFd::new(socket)?))
+    }
+
+    /// Gives the socket back, for another runtime.
+    pub fn into_socket(self) -> OwnedFd {
+        self.0.into_inner()
+    }
+
+    /// The next connection, non-blocking.
+    pub async fn accept(&self) -> io::Result<OwnedFd> {
+        loop {
+            let mut ready = self.0.readable().await?;
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            let taken = ready.try_io(|socket| {
+                let taken = rustix::net::accept_with(socket.get_ref(), flags);
+                Ok(taken?)
+            });
+            match taken {
+                Err(_) => {}
+                // The client left before it was served.
+                Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Ok(taken) => return taken,
+            }
+        }
+    }
+}
+
+/// Connects to `to` from the address (not the port) of `from`.
+pub async fn connect(from: SocketAddr, to: SocketAddr) -> io::Result<OwnedFd> {
+    let family = match to {
+        SocketAddr::V4(_) => AddressFamily::INET,
+        SocketAddr::V6(_) => AddressFamily::INET6,
+    };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+    rustix::net::bind(&socket, &SocketAddr::new(from.ip(), 0))?;
+    match rustix::net::connect(&socket, &to) {
+        Ok(()) | Err(Errno::INPROGRESS) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    let waiting = AsyncFd::new(socket)?;
+    let _ready = waiting.writable().await?;
+    rustix::net::sockopt::socket_error(waiting.get_ref().as_fd())??;
+    drop(_ready);
+    Ok(waiting.into_inner())
+}
+
+/// Listens at `address` for connections of the peer.
+pub fn listen(address: SocketAddr) -> io::Result<Acceptor> {
+    // The standard library sets SO_REUSEADDR and CLOEXEC.
+    Acceptor::new(std::net::TcpListener::bind(address)?.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage};
+    use std::io::{IoSlice, Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    fn run<T>(work: impl Future<Output = T>) -> T {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        runtime.unwrap().block_on(work)
+    }
+
+    fn pair() -> (UnixStream, OwnedFd) {
+        let (near, far) = UnixStream::pair().unwrap();
+        far.set_nonblocking(true).unwrap();
+        (near, far.into())
+    }
+
+    fn send_with(socket: &UnixStream, line: &[u8], count: usize) {
+        let files: Vec<_> = (0..count)
+            .map(|_| std::fs::File::open("/dev/null").unwrap())
+            .collect();
+        let borrowed: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        assert!(control.push(SendAncillaryMessage::ScmRights(&borrowed)));
+        let slices = [IoSlice::new(line)];
+        rustix::net::sendmsg(socket, &slices, &mut control, SendFlags::empty()).unwrap();
+    }
+
+    #[test]
+    fn requests_arrive_with_their_descriptors() {
+        run(async {
+            let (mut near, far) = pair();
+            let mut lines = Lines::new(far).unwrap();
+            send_with(&near, b"{\"do\":\"attach\",\"volume\":3}\n", 2);
+            let (request, fds) = lines.next().await.unwrap().unwrap();
+            assert!(matches!(request, ServeRequest::Attach { volume: 3 }));
+            assert_eq!(fds.len(), 2);
+            near.write_all(b"{\"do\":\"sta").unwrap();
+            near.write_all(b"tus\"}\n{\"do\":\"disconnect\"}\n")
+                .unwrap();
+            let (request, fds) = lines.next().await.unwrap().unwrap();
+            assert!(matches!(request, ServeRequest::Status));
+            assert!(fds.is_empty());
+            let (request, _) = lines.next().await.unwrap().unwrap();
+            assert!(matches!(request, ServeRequest::Disconnect));
+            lines
+                .send(&Reply::Done(serde_json::Value::Null))
+                .await
+                .unwrap();
+            let mut answer = [0; 64];
+            let count = near.read(&mut answer).unwrap();
+            assert_eq!(&answer[..count], b"{\"done\":null}\n");
+            drop(near);
+            assert!(lines.next().await.unwrap().is_none());
+        });
+    }
+
+    #[test]
+    fn bad_lines_are_typed_errors() {
+        run(async {
+            let (mut near, far) = pair();
+            let mut lines = Lines::new(far).unwrap();
+            near.write_all(b"nonsense\n").unwrap();
+            assert!(matches!(lines.next().await, Err(LineError::Json(_))));
+            let (near, far) = pair();
+            let mut lines = Lines::new(far).unwrap();
+            let writer = std::thread::spawn(move || {
+                let mut near = near;
+                // Fails when the reader gives up.
+                let _ = near.write_all(&vec![b'x'; 1 << 20]);
+            });
+            assert!(matches!(lines.next().await, Err(LineError::TooLong)));
+            drop(lines);
+            writer.join().unwrap();
+            let (near, far) = pair();
+            let mut lines = Lines::new(far).unwrap();
+            send_with(&near, b"{", 3);
+            assert!(matches!(lines.next().await, Err(LineError::TooManyFds)));
+        });
+    }
+
+    #[test]
+    fn connections_come_from_the_configured_address() {
+        run(async {
+            let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+            let listener = std::net::TcpListener::bind(any).unwrap();
+            let place = listener.local_addr().unwrap();
+            let acceptor = Acceptor::new(listener.into()).unwrap();
+            let near = connect("127.0.0.5:1".parse().unwrap(), place)
+                .await
+                .unwrap();
+            let far = acceptor.accept().await.unwrap();
+            let far = std::net::TcpStream::from(far);
+            assert_eq!(far.peer_addr().unwrap().ip().to_string(), "127.0.0.5");
+            drop((near, far, acceptor));
+            assert!(connect(any, place).await.is_err());
+            assert!(
+                connect("192.0.2.1:0".parse().unwrap(), place)
+                    .await
+                    .is_err()
+            );
+        });
+    }
+}
