@@ -583,8 +583,9 @@ mod tests {
             match reader.advance(&mut input, (len > 0).then_some(&mut buffer[..])) {
                 Ok(Step::More) => return (frames, None),
                 Ok(Step::Data(bytes)) => len = bytes as usize,
-                Ok(Step::Frame(frame)) => {
-                    frames.push((frame, buffer[..len].to_vec()));
+                Ok(Step::Frame { envelope, data_len }) => {
+                    assert_eq!(data_len as usize, len);
+                    frames.push((envelope, buffer[..len].to_vec()));
                     len = 0;
                 }
                 Err(error) => return (frames, Some(error)),
