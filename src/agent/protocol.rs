@@ -186,6 +186,11 @@ pub struct ServeVolume {
     pub front: FrontEnd,
     /// Metadata inside the data device, or on a device of its own.
     pub internal_meta: bool,
+    /// What the driver keeps with the block device of this volume, so that the agent's record of
+    /// it is never taken for another's. A device with the volume's minor and this cookie whose
+    /// server died is recovered; one with another cookie is somebody else's.
+    #[serde(default)]
+    pub cookie: u64,
 }
 
 /// How applications reach a volume.
@@ -241,6 +246,19 @@ pub enum ServeRequest {
     },
     /// Clean end; the process exits after the reply.
     Shutdown,
+}
+
+/// One item of the stream that `ServeRequest::Events` begins.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ServeNotice {
+    /// The block device of a volume has appeared. The agent makes its queue settings and answers
+    /// with `ServeRequest::QueueConfirmed`; until then the data plane holds every write.
+    DeviceStarted { volume: u16, minor: u32 },
+    /// The data plane has let go of the block device: it can be deleted.
+    DeviceStopped { volume: u16, minor: u32 },
+    /// Something in the picture of `ServeRequest::Status` has changed; what, for the log.
+    Changed(String),
 }
 
 #[cfg(test)]

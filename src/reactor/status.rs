@@ -261,6 +261,7 @@ mod tests {
                 volume: 4,
                 front: FrontEnd::Ublk { minor: 9 },
                 internal_meta: true,
+                cookie: 0,
             }],
         }
     }
