@@ -20,6 +20,8 @@ mod log;
 mod metadata;
 mod recover;
 mod superblock;
+#[cfg(test)]
+mod tests;
 
 pub mod format {
     #![doc = include_str!("FORMAT.md")]
