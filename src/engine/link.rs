@@ -71,6 +71,8 @@ pub(super) struct Link {
     since: Time,
     last_received: Time,
     last_ping: Option<Time>,
+    /// Since when the peer owes an answer.
+    owed_since: Option<Time>,
     frames_sent: u64,
     frames_received: u64,
     /// Frames of older terms are refused.
@@ -126,6 +128,7 @@ impl Engine {
             since: self.now,
             last_received: self.now,
             last_ping: None,
+            owed_since: None,
             frames_sent: 0,
             frames_received: 0,
             floor: Term::ZERO,
@@ -978,16 +981,29 @@ impl Engine {
             || self.waits_for_peer()
     }
 
-    fn silence_limit(&self) -> Duration {
-        OWED_SILENCE + self.config.timeouts.ping_timeout * PING_TIMES
+    /// Notes since when something is owed: silence before that means nothing.
+    pub(super) fn settle_owed(&mut self) {
+        let (owed, now) = (self.owed(), self.now);
+        if let Some(link) = self.link.as_mut() {
+            link.owed_since = owed.then(|| link.owed_since.unwrap_or(now));
+        }
     }
 
-    fn ping_after(&self) -> Duration {
-        if self.owed() {
-            OWED_SILENCE
-        } else {
-            self.config.timeouts.ping_interval
-        }
+    /// When a ping is due, and when silence ends the link.
+    fn silence_deadlines(&self) -> Option<(Time, Option<Time>)> {
+        let link = self.link.as_ref()?;
+        let Some(owed) = link.owed_since else {
+            let quiet = link.last_received.max(link.since);
+            return Some((quiet.after(self.config.timeouts.ping_interval), None));
+        };
+        let start = link.last_received.max(owed);
+        let ping = link
+            .last_ping
+            .unwrap_or(start)
+            .max(start)
+            .after(OWED_SILENCE);
+        let limit = OWED_SILENCE + self.config.timeouts.ping_timeout * PING_TIMES;
+        Some((ping, Some(start.after(limit))))
     }
 
     fn ko_deadline(&self) -> Option<Time> {
@@ -997,62 +1013,62 @@ impl Engine {
         self.oldest_unacked().map(|since| since.after(limit))
     }
 
+    fn handshake_deadline(&self) -> Option<Time> {
+        let link = self.link.as_ref().filter(|link| !link.replicating())?;
+        Some(link.since.after(self.config.timeouts.handshake))
+    }
+
+    /// When the peer is to be asked to make the transfer log durable.
+    fn flush_deadline(&self) -> Option<Time> {
+        if self.replicating().is_none() || self.transfer.flush_under_way() {
+            return None;
+        }
+        self.transfer.oldest().map(|since| since.after(FLUSH_AGE))
+    }
+
     pub(super) fn check_deadlines(&mut self) {
         self.check_change_deadline();
-        let Some(link) = &self.link else { return };
-        let silent = self.now.since(link.last_received);
-        if !link.replicating() && self.now >= link.since.after(self.config.timeouts.handshake) {
+        let due = |deadline: Option<Time>| deadline.is_some_and(|deadline| self.now >= deadline);
+        let Some((ping, silence)) = self.silence_deadlines() else {
+            return;
+        };
+        if due(self.handshake_deadline()) {
             return self.drop_link(LinkLoss::HandshakeTimeout);
         }
-        if link
-            .last_ping
-            .is_some_and(|_| silent >= self.silence_limit())
-        {
+        if due(silence) {
             return self.drop_link(LinkLoss::PingTimeout);
         }
-        if self
-            .ko_deadline()
-            .is_some_and(|deadline| self.now >= deadline)
-        {
+        if due(self.ko_deadline()) {
             return self.drop_link(LinkLoss::KoCount);
         }
-        let since_ping = link.last_ping.unwrap_or(link.last_received);
-        if self.now >= since_ping.after(self.ping_after())
-            && self.now >= link.last_received.after(self.ping_after())
-        {
+        let flush = due(self.flush_deadline()) || self.transfer.is_long();
+        if self.now >= ping {
             self.send(Message::Ping, None);
             let now = self.now;
             if let Some(link) = self.link.as_mut() {
                 link.last_ping = Some(now);
             }
         }
-        let old = self
-            .transfer
-            .oldest()
-            .is_some_and(|since| self.now >= since.after(FLUSH_AGE));
-        if old || self.transfer.is_long() {
+        if flush {
             self.want_peer_flush();
         }
     }
 
     /// When `Event::Tick` is wanted next.
     pub fn next_deadline(&self) -> Option<Time> {
-        let mut deadlines = vec![self.change_deadline(), self.note_deadline()];
-        if let Some(link) = &self.link {
-            if !link.replicating() {
-                deadlines.push(Some(link.since.after(self.config.timeouts.handshake)));
-            }
-            if link.last_ping.is_some() {
-                deadlines.push(Some(link.last_received.after(self.silence_limit())));
-            }
-            let since_ping = link.last_ping.unwrap_or(link.last_received);
-            deadlines.push(Some(since_ping.after(self.ping_after())));
-            deadlines.push(self.ko_deadline());
-            if link.replicating() && !self.transfer.flush_under_way() {
-                deadlines.push(self.transfer.oldest().map(|since| since.after(FLUSH_AGE)));
-            }
-        }
-        deadlines.into_iter().flatten().min()
+        let (ping, silence) = self.silence_deadlines().unzip();
+        [
+            self.change_deadline(),
+            self.note_deadline(),
+            ping,
+            silence.flatten(),
+            self.handshake_deadline(),
+            self.ko_deadline(),
+            self.flush_deadline(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// Whether the link's stage is the handshake, for `status`.

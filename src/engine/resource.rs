@@ -226,6 +226,7 @@ impl Engine {
         self.settle_writes();
         self.settle_sync();
         self.settle_tracking();
+        self.settle_owed();
     }
 
     fn on_command(&mut self, id: CommandId, command: Command) {
