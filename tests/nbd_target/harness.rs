@@ -24,7 +24,10 @@ struct Ring {
 impl Submitter for Ring {
     fn submit(&mut self, entry: squeue::Entry, token: u32) -> Result<(), RingFull> {
         self.submissions += 1;
-        if self.refuse_every.is_some_and(|n| self.submissions % n == 0) {
+        if self
+            .refuse_every
+            .is_some_and(|n| self.submissions.is_multiple_of(n))
+        {
             return Err(RingFull);
         }
         let entry = entry.user_data(token.into());
@@ -299,7 +302,10 @@ impl State {
     /// A range as the trait promises it.
     fn range(&mut self, span: Span, most: u32) -> &mut [u8] {
         assert!(span.len > 0 && span.len <= most, "{span}");
-        assert!(span.start % 512 == 0 && span.len % 512 == 0, "{span}");
+        assert!(
+            span.start.is_multiple_of(512) && span.len.is_multiple_of(512),
+            "{span}"
+        );
         &mut self.disk[span.start as usize..span.end() as usize]
     }
 }
