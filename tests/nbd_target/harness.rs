@@ -66,6 +66,7 @@ pub struct Setup {
     pub min_block: u32,
     pub read_only: bool,
     pub handshake_timeout: Duration,
+    pub stall_timeout: Duration,
     pub refuse_every: Option<u32>,
     pub refusal: Option<&'static str>,
 }
@@ -78,6 +79,7 @@ impl Default for Setup {
             min_block: 512,
             read_only: false,
             handshake_timeout: Duration::from_secs(10),
+            stall_timeout: Duration::from_secs(30),
             refuse_every: None,
             refusal: None,
         }
@@ -210,6 +212,7 @@ fn serve(listener: OwnedFd, setup: &Setup, state: &Mutex<State>, stop: &AtomicBo
             let options = NbdOptions {
                 depth: setup.depth,
                 handshake_timeout: setup.handshake_timeout,
+                stall_timeout: setup.stall_timeout,
             };
             NbdServer::new(listener, export, options).unwrap()
         }
