@@ -350,7 +350,10 @@ fn a_client_may_vanish_with_requests_in_flight() {
             other.send(CMD_READ, 0, 5, 0, Length(4 * MAX_DATA));
             std::thread::sleep(Duration::from_millis(30));
             server.with(|state| state.hold = false);
+            let start = Instant::now();
             assert_eq!(other.reply(4 * MAX_DATA as usize).error, 0);
+            // At once, not when some timer happens to fire.
+            assert!(start.elapsed() < Duration::from_secs(5));
             drop(other);
             server.wait("end of the connections", |state| state.connections == 0);
         }
