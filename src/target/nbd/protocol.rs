@@ -100,7 +100,7 @@ pub const MAX_REQUEST: u32 = 32 << 20;
 /// than the engine takes at once.
 pub const CUT: u64 = 64 << 20;
 
-/// What a client wants to do with a block size of 4096 in mind; larger blocks do not help us.
+/// Block size in bytes that clients are advised to use: a page, the unit of most disks.
 const PREFERRED_BLOCK: u32 = 4096;
 
 /// The greeting.
@@ -478,7 +478,8 @@ mod tests {
     fn requests_are_judged() {
         use ReplyError::{Invalid, NoSpace};
         let end = 1u64 << 30;
-        let table: &[(u16, u16, u64, u32, Agreed, Result<Work, ReplyError>)] = &[
+        type Row = (u16, u16, u64, u32, Agreed, Result<Work, ReplyError>);
+        let table: &[Row] = &[
             (CMD_READ, 0, 0, 512, NONE, Ok(Work::Read)),
             (CMD_READ, CMD_FLAG_FUA, 0, 512, NONE, Ok(Work::Read)),
             (CMD_READ, CMD_FLAG_DF, 0, 512, ALL, Ok(Work::Read)),
