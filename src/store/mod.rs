@@ -24,6 +24,9 @@ mod metadata;
 pub mod probe;
 mod recover;
 mod superblock;
+
+#[cfg(test)]
+mod disk_tests;
 #[cfg(test)]
 mod tests;
 
