@@ -160,6 +160,10 @@ pub fn read_ring(disk: &mut impl ReadAt, id: u64, layout: &Layout) -> [log::Bloc
 }
 
 /// Reads all metadata. Nothing is written.
+///
+/// The caller flushes the metadata device before: after a mere crash of the process, the last
+/// writes may be readable and still not be durable, and nobody must act on a state that a power
+/// cut can take back.
 pub fn recover(disk: &mut impl ReadAt, medium: &Medium) -> Result<Recovered, RecoverError> {
     let Chosen {
         copy: trusted,
