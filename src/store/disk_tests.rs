@@ -135,7 +135,11 @@ fn disks_are_exclusive() {
     let medium = medium_of(&shared);
     assert!(dump(&mut shared, &medium).unwrap().contents.is_some());
     // The right goes with the descriptor, wherever it is, and ends with its last copy.
+    let traits = *held.traits();
     let fd = held.into_fd();
+    let passed = Disk::from_fd(fd.try_clone().unwrap()).unwrap();
+    assert_eq!(*passed.traits(), traits);
+    drop(passed);
     let copy = fd.try_clone().unwrap();
     drop(fd);
     assert!(matches!(Disk::open(&path), Err(OpenError::Locked { .. })));

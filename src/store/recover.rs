@@ -9,9 +9,9 @@ use thiserror::Error;
 use super::bitmap::{Flux, Grouping, MAX_GROUPS, Sums, is_zero, mark, marked};
 use super::layout::{BLOCK, Layout, LayoutError, Placement};
 use super::log::{self, BLOCKS, LogFault, LogRecovery, MAX_SLOTS};
-use super::metadata::{Copy, LogState, Metadata};
+use super::metadata::{Copy, LogState, Metadata, Step};
 use super::superblock::{self, Contents, CopyFault};
-use crate::engine::{BITMAP_PAGE_BYTES, LogTransaction, VolumeImage};
+use crate::engine::{BITMAP_PAGE_BYTES, LogTransaction, Superblock, VolumeImage};
 
 /// Bytes of bitmap read at a time.
 const READ: usize = 1 << 20;
@@ -209,6 +209,25 @@ pub fn recover(disk: &mut impl ReadAt, medium: &Medium) -> Result<Recovered, Rec
         metadata,
         damage,
     })
+}
+
+/// Metadata around a bitmap that is on the disk already, where `layout` has it (DRBD's, whose log
+/// has been applied to it): the steps write everything but the bitmap, the superblock at the
+/// primary place last. Unreadable pages count as all dirty. `id` must be random.
+pub fn adopt(
+    disk: &mut impl ReadAt,
+    layout: Layout,
+    id: u64,
+    superblock: Superblock,
+) -> (Metadata, Vec<Step>) {
+    let mut bitmap = BitmapReader::new(&layout);
+    for slot in 0..layout.max_peers() {
+        bitmap.read_slot(disk, slot);
+    }
+    for (slot, page) in std::mem::take(&mut bitmap.unreadable) {
+        bitmap.fill(slot, page);
+    }
+    Metadata::create_around(layout, id, superblock, bitmap.sums, bitmap.unsound)
 }
 
 /// The planner's and the engine's view of the log.

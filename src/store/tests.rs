@@ -609,6 +609,47 @@ fn damage_sets_no_bit_beyond_the_volume() {
     assert_eq!(set, layout.bits());
 }
 
+/// Metadata around a bitmap that was there before: dirty bits stay, nothing counts as damaged, and
+/// the place of the older superblock is written last.
+#[test]
+fn adopted_bitmaps_keep_their_bits() {
+    let (mut disk, meta) = fresh(1);
+    let layout = *meta.layout();
+    let state = meta.superblock().clone();
+    disk.put(layout.slot_offset(0), &[0x81; 4096]);
+    let unreadable = layout.slot_offset(0) + 3 * 4096;
+    disk.unreadable.insert(unreadable / 512);
+    let (_, steps) = adopt(&mut disk, layout, 99, state);
+    let last = steps.iter().rev().find_map(|s| match s {
+        Step::Write { offset, .. } => Some(*offset),
+        Step::Flush => None,
+    });
+    assert_eq!(last, Some(layout.super_offset()));
+    disk.run_all(&steps);
+    for readable in [false, true] {
+        if readable {
+            disk.unreadable.clear();
+        }
+        let found = recover(&mut disk, &medium(DEVICE)).unwrap();
+        assert_eq!(
+            found.damage.groups,
+            [3],
+            "only the page that could not be read"
+        );
+        assert!(
+            found.image.bitmap[..512]
+                .iter()
+                .all(|w| *w == 0x8181_8181_8181_8181)
+        );
+        assert!(
+            found.image.bitmap[3 * 512..4 * 512]
+                .iter()
+                .all(|w| *w == u64::MAX)
+        );
+        assert!(found.image.bitmap[4 * 512..].iter().all(|w| *w == 0));
+    }
+}
+
 /// Makes the image of the fixture: every kind of operation, on the smallest device.
 fn fixture() -> (MemDisk, u64) {
     let device = 14 * 4096 + 512;
