@@ -259,6 +259,8 @@ impl Metadata {
             return Err(PlanError::LogSlots(table.len()));
         }
         if !self.log.proven {
+            // The sums first: they may be what says that everything is dirty.
+            self.write_superblocks(steps);
             let mut whole = vec![LogTransaction::FREE; MAX_SLOTS];
             whole[..table.len()].copy_from_slice(table);
             self.rewrite_ring(whole, steps);
