@@ -19,8 +19,8 @@ pub enum Step {
     /// Data of this many bytes follows: supply a buffer of at least that size from now on, until
     /// the frame comes out.
     Data(u32),
-    /// A complete frame. When it has data, that is in the buffer.
-    Frame(Envelope),
+    /// A complete frame. Its data is the first `data_len` bytes of the buffer.
+    Frame { envelope: Envelope, data_len: u32 },
 }
 
 /// Where the reader is in the stream.
@@ -246,7 +246,14 @@ impl FrameReader {
 
     fn deliver(&mut self, header: &Header, packet: Packet) -> Step {
         self.phase = Phase::Header { have: 0 };
-        Step::Frame(Envelope::new(header, packet))
+        let data_len = match header.fields.kind.carries() {
+            Carries::Data => header.payload_len,
+            Carries::Nothing | Carries::Body => 0,
+        };
+        Step::Frame {
+            envelope: Envelope::new(header, packet),
+            data_len,
+        }
     }
 }
 

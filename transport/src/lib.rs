@@ -2,10 +2,15 @@
 
 pub mod body;
 pub mod frame;
+mod inbound;
 pub mod link;
+mod outbound;
 pub mod packet;
 pub mod payloads;
 pub mod ring;
+pub mod simlink;
+pub mod socket;
+pub mod tcp;
 pub mod wire;
 
 #[cfg(test)]

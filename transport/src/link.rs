@@ -114,3 +114,75 @@ pub trait Link {
     /// True when the link has ended and none of its submissions is in flight: it may be dropped.
     fn drained(&self) -> bool;
 }
+
+/// How far a link is.
+///
+/// ```text
+/// Open --finish--> Finishing --+
+///   |                          +--> Ended, then reported
+///   +--------------------------+
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    Open,
+    /// Hands over what was queued, then waits for the peer to close.
+    Finishing {
+        bound: Duration,
+    },
+    /// `reported` once the owner has been told.
+    Ended {
+        reason: LinkError,
+        reported: bool,
+    },
+}
+
+impl State {
+    /// Ends the link, unless it has ended before: the first reason counts. True if it is news.
+    pub fn end(&mut self, reason: LinkError) -> bool {
+        let news = !self.has_ended();
+        if news {
+            *self = State::Ended {
+                reason,
+                reported: false,
+            };
+        }
+        news
+    }
+
+    pub fn finish(&mut self, bound: Duration) {
+        if *self == State::Open {
+            *self = State::Finishing { bound };
+        }
+    }
+
+    /// Tells the owner of the end, once.
+    pub fn report(&mut self, events: &mut Vec<LinkEvent>) {
+        if let State::Ended { reason, reported } = self
+            && !*reported
+        {
+            *reported = true;
+            events.push(LinkEvent::Closed(*reason));
+        }
+    }
+
+    /// What the loss of the connection means: nothing bad to a link that is finishing and has
+    /// `nothing_to_send` any more.
+    pub fn loss(&self, nothing_to_send: bool, reason: LinkError) -> LinkError {
+        match self {
+            State::Finishing { .. } if nothing_to_send => LinkError::Local,
+            State::Finishing { .. } | State::Open | State::Ended { .. } => reason,
+        }
+    }
+
+    pub fn is_finishing(&self) -> bool {
+        matches!(self, State::Finishing { .. })
+    }
+
+    pub fn has_ended(&self) -> bool {
+        matches!(self, State::Ended { .. })
+    }
+
+    pub fn is_reported(&self) -> bool {
+        matches!(self, State::Ended { reported: true, .. })
+    }
+}
