@@ -57,8 +57,12 @@ fn usage_errors_exit_2() {
     alpha.run(&[]).failed(2, "no verb");
     alpha.run(&["statsu"]).failed(2, "statsu");
     alpha.run(&["primary"]).failed(2, "required");
-    alpha.run(&["primary", "r0", "--forse"]).failed(2, "--forse");
-    alpha.run(&["switchover", "r0"]).failed(2, "not in this version");
+    alpha
+        .run(&["primary", "r0", "--forse"])
+        .failed(2, "--forse");
+    alpha
+        .run(&["switchover", "r0"])
+        .failed(2, "not in this version");
     assert!(alpha.run(&["--help"]).ok().contains("primary"));
     assert!(!alpha.run(&["--help"]).ok().contains("switchover"));
 }

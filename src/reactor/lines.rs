@@ -8,6 +8,7 @@ use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::task::Poll;
 
 use rustix::io::Errno;
 use rustix::net::{
@@ -189,6 +190,28 @@ pub async fn connect(from: SocketAddr, to: SocketAddr) -> io::Result<OwnedFd> {
     rustix::net::sockopt::socket_error(waiting.get_ref().as_fd())??;
     drop(_ready);
     Ok(waiting.into_inner())
+}
+
+/// Which of two futures ended first.
+pub enum First<A, B> {
+    One(A),
+    Other(B),
+}
+
+/// Waits for whichever ends first; the other one is dropped.
+pub async fn first<A, B>(
+    one: impl Future<Output = A>,
+    other: impl Future<Output = B>,
+) -> First<A, B> {
+    let mut one = std::pin::pin!(one);
+    let mut other = std::pin::pin!(other);
+    std::future::poll_fn(|context| {
+        if let Poll::Ready(value) = one.as_mut().poll(context) {
+            return Poll::Ready(First::One(value));
+        }
+        other.as_mut().poll(context).map(First::Other)
+    })
+    .await
 }
 
 /// Listens at `address` for connections of the peer.

@@ -143,7 +143,9 @@ impl Links {
         let mut port = ring.port(owner);
         let pool = &mut self.pool;
         let news = &mut self.scratch;
-        entry.link.on_completion(&mut port, pool, token, result, flags, news);
+        entry
+            .link
+            .on_completion(&mut port, pool, token, result, flags, news);
         entry.report(pool, news, events);
     }
 
@@ -151,7 +153,9 @@ impl Links {
     pub fn pump(&mut self, ring: &mut Ring, events: &mut Vec<Event>) {
         for entry in &mut self.entries {
             let mut port = ring.port(entry.owner);
-            entry.link.pump(&mut port, &mut self.pool, &mut self.scratch);
+            entry
+                .link
+                .pump(&mut port, &mut self.pool, &mut self.scratch);
             entry.report(&mut self.pool, &mut self.scratch, events);
         }
         self.entries.retain(|entry| !entry.link.drained());

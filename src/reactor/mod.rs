@@ -5,6 +5,7 @@ mod buffers;
 mod counters;
 mod disk;
 mod lines;
+mod links;
 mod meta;
 pub mod reason;
 mod recorder;

@@ -121,7 +121,11 @@ impl Drop for Node {
             let _ = agent.kill();
             let _ = agent.wait();
         }
-        for entry in std::fs::read_dir(&self.run_dir).into_iter().flatten().flatten() {
+        for entry in std::fs::read_dir(&self.run_dir)
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
             let path = entry.path();
             if path.extension().is_some_and(|e| e == "pid")
                 && let Ok(text) = std::fs::read_to_string(&path)
