@@ -79,4 +79,7 @@ pub struct Config {
     pub boot_id: u64,
     /// Seed of the identifier sequence; from the operating system's generator in production.
     pub seed: u128,
+    /// A deliberate defect.
+    #[cfg(feature = "sabotage")]
+    pub sabotage: Option<super::Sabotage>,
 }
