@@ -10,7 +10,8 @@
 //! (so that nobody in between can lower version or features). The listener proves nothing to a
 //! dialer that has not. Without a secret on both sides anybody may connect; with a secret on one
 //! side only, nobody. The secret authenticates the start of a connection; it does not protect the
-//! bytes that follow from an attacker on the network.
+//! bytes that follow from an attacker on the network. The bytes are described in `WIRE.md`, which
+//! is part of the documentation of [`crate::wire`].
 
 use crate::body::Cursor;
 use crate::wire::{BodyFault, MAX_NODES, VERSION};
