@@ -107,3 +107,72 @@ pub fn read(descriptors: Vec<OwnedFd>, internal_meta: bool) -> Result<OpenedDisk
         recovered,
     })
 }
+
+/// What a descriptor says about its disk.
+struct Facts {
+    bytes: u64,
+    logical_block: u32,
+    volatile_cache: bool,
+}
+
+fn facts(fd: &OwnedFd) -> io::Result<Facts> {
+    let bytes = seek(fd, SeekFrom::End(0))?;
+    let status = fstat(fd)?;
+    let logical_block = match FileType::from_raw_mode(status.st_mode) {
+        FileType::BlockDevice => rustix::fs::ioctl_blksszget(fd)?,
+        _ => FILE_BLOCK,
+    };
+    Ok(Facts {
+        bytes,
+        logical_block,
+        // Nothing that a descriptor says proves the contrary.
+        volatile_cache: true,
+    })
+}
+
+/// Logical block of regular files: what every file system can do O_DIRECT with.
+const FILE_BLOCK: u32 = 4096;
+
+/// Reads of the metadata device, through aligned memory.
+struct Reader {
+    file: File,
+    buffer: Region,
+}
+
+impl Reader {
+    fn new(fd: OwnedFd) -> io::Result<Reader> {
+        Ok(Reader {
+            file: File::from(fd),
+            buffer: Region::new(READ)?,
+        })
+    }
+}
+
+fn errno_of(error: &io::Error) -> i32 {
+    error.raw_os_error().unwrap_or(Errno::IO.raw_os_error())
+}
+
+impl ReadAt for Reader {
+    fn read_at(&mut self, offset: u64, out: &mut [u8]) -> Result<(), i32> {
+        let mut offset = offset;
+        for piece in out.chunks_mut(READ) {
+            let buffer = self.buffer.bytes_mut(piece.len());
+            self.file
+                .read_exact_at(buffer, offset)
+                .map_err(|error| errno_of(&error))?;
+            piece.copy_from_slice(buffer);
+            offset += piece.len() as u64;
+        }
+        Ok(())
+    }
+
+    fn next_data(&mut self, offset: u64) -> Option<u64> {
+        match seek(&self.file, SeekFrom::Data(offset)) {
+            Ok(found) => Some(found),
+            // Nothing but a hole follows.
+            Err(Errno::NXIO) => None,
+            // A device that cannot tell.
+            Err(_) => Some(offset),
+        }
+    }
+}

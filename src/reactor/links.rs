@@ -18,7 +18,7 @@ use lockstep_transport::wire::WireError;
 use super::buffers::Memory;
 use super::ring::{Owner, Ring};
 use super::wire::{from_wire, to_wire};
-use crate::engine::{Buffer, Envelope, Event, LinkId, LinkLoss, Message, NodeId};
+use crate::engine::{Buffer, Envelope, Event, LinkId, LinkLoss, Message};
 
 /// How long the last frames before a goodbye may take to leave.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -82,11 +82,6 @@ impl Links {
             ended: false,
         });
         id
-    }
-
-    /// The announcement of a new link to the engine.
-    pub fn up(id: LinkId, peer: NodeId) -> Event {
-        Event::LinkUp { link: id, peer }
     }
 
     /// Links that the engine may use.
