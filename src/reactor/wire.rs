@@ -62,7 +62,6 @@ fn put_write(kind: WriteKind) -> packet::WriteKind {
     match kind {
         WriteKind::Data => packet::WriteKind::Data,
         WriteKind::Zeroes { unmap } => packet::WriteKind::Zeroes { unmap },
-        WriteKind::Discard => packet::WriteKind::Discard,
     }
 }
 
@@ -70,7 +69,6 @@ fn take_write(kind: packet::WriteKind) -> WriteKind {
     match kind {
         packet::WriteKind::Data => WriteKind::Data,
         packet::WriteKind::Zeroes { unmap } => WriteKind::Zeroes { unmap },
-        packet::WriteKind::Discard => WriteKind::Discard,
     }
 }
 
@@ -207,6 +205,7 @@ pub fn to_wire(envelope: Envelope) -> packet::Envelope {
                 .collect(),
         },
         Message::Bitmap(chunk) => Packet::Bitmap(put_bitmap(chunk)),
+        Message::Stored => Packet::Stored,
         Message::Ready => Packet::Ready,
         Message::Write {
             volume,
@@ -329,6 +328,7 @@ pub fn from_wire(envelope: packet::Envelope) -> Result<Envelope, Meaningless> {
             }
         }
         Packet::Bitmap(chunk) => Message::Bitmap(take_bitmap(chunk)),
+        Packet::Stored => Message::Stored,
         Packet::Ready => Message::Ready,
         Packet::Write {
             volume,
@@ -463,7 +463,6 @@ mod tests {
         prop_oneof![
             Just(WriteKind::Data),
             any::<bool>().prop_map(|unmap| WriteKind::Zeroes { unmap }),
-            Just(WriteKind::Discard),
         ]
     }
 
@@ -547,6 +546,7 @@ mod tests {
                     })
                 }
             ),
+            Just(Message::Stored),
             Just(Message::Ready),
         ]
     }

@@ -51,7 +51,6 @@ pub enum WriteKind {
     Zeroes {
         unmap: bool,
     },
-    Discard,
 }
 
 impl WriteKind {
@@ -59,7 +58,6 @@ impl WriteKind {
         match self {
             WriteKind::Data => 0,
             WriteKind::Zeroes { .. } => 1,
-            WriteKind::Discard => 2,
         }
     }
 
@@ -73,7 +71,6 @@ impl WriteKind {
             1 => Ok(WriteKind::Zeroes {
                 unmap: fields.flags & FLAG_UNMAP != 0,
             }),
-            2 => Ok(WriteKind::Discard),
             value => Err(WireError::Code {
                 kind: fields.kind,
                 value,
@@ -115,6 +112,7 @@ pub enum Packet {
         verdicts: Vec<(u16, u8)>,
     },
     Bitmap(WireBitmap),
+    Stored,
     Ready,
     Write {
         volume: u16,
@@ -229,6 +227,7 @@ impl Packet {
                 round, peer_round, ..
             } => new(Kind::Agree).id(round.into()).aux(peer_round.into()),
             Packet::Bitmap(_) => new(Kind::Bitmap),
+            Packet::Stored => new(Kind::Stored),
             Packet::Ready => new(Kind::Ready),
             Packet::Write {
                 volume,
@@ -475,6 +474,7 @@ fn decode_fields(fields: &Fields) -> Result<Packet, WireError> {
         random: aux as u32,
     };
     Ok(match kind {
+        Kind::Stored => Packet::Stored,
         Kind::Ready => Packet::Ready,
         Kind::Write => Packet::Write {
             volume,
@@ -688,9 +688,9 @@ mod tests {
         assert!(!ok(256, 512, WriteKind::Data, 512));
         assert!(!ok(0, 513, WriteKind::Data, 513));
         assert!(!ok(u64::MAX - 511, 512, WriteKind::Data, 512));
-        assert!(ok(0, MAX_SPAN, WriteKind::Discard, 0));
-        assert!(!ok(0, MAX_SPAN + 512, WriteKind::Discard, 0));
-        assert!(!ok(0, 512, WriteKind::Discard, 512));
+        assert!(ok(0, MAX_SPAN, WriteKind::Zeroes { unmap: true }, 0));
+        assert!(!ok(0, MAX_SPAN + 512, WriteKind::Zeroes { unmap: true }, 0));
+        assert!(!ok(0, 512, WriteKind::Zeroes { unmap: true }, 512));
         let reply = |ok, len| Packet::ReadReply { id: 1, ok }.check(len).is_ok();
         assert!(reply(true, 4096) && reply(false, 0));
         assert!(!reply(true, 0) && !reply(false, 512) && !reply(true, 100));

@@ -49,10 +49,7 @@ fn span(longest: u32) -> impl Strategy<Value = Span> {
 }
 
 fn write() -> impl Strategy<Value = (WriteKind, Span)> {
-    let without_data = prop_oneof![
-        any::<bool>().prop_map(|unmap| WriteKind::Zeroes { unmap }),
-        Just(WriteKind::Discard)
-    ];
+    let without_data = any::<bool>().prop_map(|unmap| WriteKind::Zeroes { unmap });
     prop_oneof![
         (Just(WriteKind::Data), span(MAX_TEST_DATA)),
         (without_data, span(MAX_SPAN)),
@@ -234,6 +231,7 @@ fn sync_packet() -> impl Strategy<Value = Packet> {
 fn state_packet() -> impl Strategy<Value = Packet> {
     let verdicts = vec(any::<u8>(), 0..=MAX_VOLUMES);
     let bare = vec![
+        Packet::Stored,
         Packet::Ready,
         Packet::Demoted,
         Packet::Outdated,

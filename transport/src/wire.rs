@@ -35,7 +35,8 @@ pub enum Kind {
     State = 1,
     Agree = 2,
     Bitmap = 3,
-    Ready = 4,
+    Stored = 4,
+    Ready = 5,
     Write = 16,
     WriteAck = 17,
     Barrier = 18,
@@ -72,10 +73,11 @@ pub enum Carries {
 
 impl Kind {
     /// Every kind of version 1.
-    pub const ALL: [Kind; 26] = [
+    pub const ALL: [Kind; 27] = [
         Kind::State,
         Kind::Agree,
         Kind::Bitmap,
+        Kind::Stored,
         Kind::Ready,
         Kind::Write,
         Kind::WriteAck,
@@ -113,7 +115,8 @@ impl Kind {
                 Carries::Body
             }
             Kind::Write | Kind::ReadReply | Kind::SyncWrite => Carries::Data,
-            Kind::Ready
+            Kind::Stored
+            | Kind::Ready
             | Kind::WriteAck
             | Kind::Flush
             | Kind::FlushAck
