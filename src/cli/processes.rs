@@ -2,8 +2,8 @@
 
 use clap::Args;
 
-use crate::agent;
-use crate::agent::protocol::{ErrorKind, ErrorReply};
+use crate::agent::protocol::ErrorReply;
+use crate::{agent, reactor};
 
 use super::{Global, Outcome};
 
@@ -23,12 +23,7 @@ pub fn agent(global: &Global) -> Outcome {
 /// flight is standard output.
 pub fn serve(_global: &Global, args: ServeArgs) -> Outcome {
     log_to_stderr();
-    let _ = args.resource;
-    Err(ErrorReply::new(
-        ErrorKind::Usage,
-        "serve is started by the agent",
-        "use `lockstep up`",
-    ))
+    reactor::serve(&args.resource).map_err(ErrorReply::from)
 }
 
 /// What the process has to say goes to its standard error: the journal, under systemd.

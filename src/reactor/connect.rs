@@ -40,9 +40,15 @@ const MAX_GUESTS: usize = 8;
 #[derive(Debug, thiserror::Error)]
 enum ConnectError {
     #[error("cannot connect to {address}: {error}")]
-    Dial { address: SocketAddr, error: io::Error },
+    Dial {
+        address: SocketAddr,
+        error: io::Error,
+    },
     #[error("cannot listen at {address}: {error}")]
-    Listen { address: SocketAddr, error: io::Error },
+    Listen {
+        address: SocketAddr,
+        error: io::Error,
+    },
     #[error("the connection broke during the handshake: {0}")]
     Socket(#[from] io::Error),
     #[error("the peer closed the connection during the handshake")]
@@ -225,7 +231,9 @@ impl Connector {
 
     /// Runs the handshake, within its limit, and hands the connection over.
     async fn greet(&self, socket: OwnedFd, direction: Direction) -> Result<(), ConnectError> {
-        self.profile.apply(socket.as_fd()).map_err(io::Error::from)?;
+        self.profile
+            .apply(socket.as_fd())
+            .map_err(io::Error::from)?;
         // Reads of the ring shall wait, not ask to try again.
         rustix::io::ioctl_fionbio(&socket, false).map_err(io::Error::from)?;
         let hands = Hands(TcpStream::from(socket.try_clone()?));

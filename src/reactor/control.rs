@@ -18,7 +18,9 @@ use super::lines::{Acceptor, First, LineError, Lines, Request, first};
 use super::orders::{Answer, LinkWish, Order, Orders};
 use super::serve::Addresses;
 use super::status::render;
-use crate::agent::protocol::{ErrorKind, ErrorReply, Reply, ServeConfig, ServeNotice, ServeRequest};
+use crate::agent::protocol::{
+    ErrorKind, ErrorReply, Reply, ServeConfig, ServeNotice, ServeRequest,
+};
 use crate::engine::{Command, Ground, VolumeId};
 
 /// Connections of agents at once; commands and streams of one agent are a handful.
@@ -223,7 +225,11 @@ impl Shared {
         let disk = attach::open(descriptors, configured.internal_meta).await?;
         let damage = &disk.recovered.damage;
         if *damage != crate::store::Damage::default() {
-            tracing::warn!(volume, ?damage, "metadata was damaged; what it covers is dirty");
+            tracing::warn!(
+                volume,
+                ?damage,
+                "metadata was damaged; what it covers is dirty"
+            );
         }
         let (volume, disk) = (VolumeId(volume), Box::new(disk));
         self.ask(|reply| Order::Attach {

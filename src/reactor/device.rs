@@ -5,9 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::orders::{Order, Orders};
-use crate::target::ublk::{
-    DEFAULT_DEPTH, DeviceInfo, Geometry, UblkControl, UblkError, UblkQueue,
-};
+use crate::target::ublk::{DEFAULT_DEPTH, DeviceInfo, Geometry, UblkControl, UblkError, UblkQueue};
 
 /// How long the driver may take for a step.
 const LIMIT: Duration = Duration::from_secs(10);

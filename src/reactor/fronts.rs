@@ -158,7 +158,9 @@ impl Fronts {
 
     /// The volume with this index takes requests.
     pub fn serving(&self, index: usize) -> bool {
-        self.fronts.get(index).is_some_and(Front::complete_and_serving)
+        self.fronts
+            .get(index)
+            .is_some_and(Front::complete_and_serving)
     }
 
     /// Why the volume with this index has no front end although it should.
@@ -195,11 +197,12 @@ impl Fronts {
         let Some(front) = self.fronts.get_mut(index) else {
             return;
         };
+        let owner = front.owner();
         let Some(target) = &mut front.target else {
             return;
         };
         let news = &mut self.scratch;
-        target.on_completion(&mut ring.port(front.owner()), token, result, flags, news);
+        target.on_completion(&mut ring.port(owner), token, result, flags, news);
         front.take(news, now, events, &mut self.notices);
     }
 
@@ -253,7 +256,8 @@ impl Fronts {
                 front.started = true;
                 if let FrontEnd::Ublk { minor } = front.config.front {
                     let volume = front.config.volume;
-                    self.notices.push(ServeNotice::DeviceStarted { volume, minor });
+                    self.notices
+                        .push(ServeNotice::DeviceStarted { volume, minor });
                 }
             }
             DeviceOrder::Failed {
@@ -275,13 +279,7 @@ impl Fronts {
     }
 
     /// Moves every front end toward what it should be.
-    pub fn settle(
-        &mut self,
-        ring: &mut Ring,
-        orders: &Orders,
-        now: Time,
-        events: &mut Vec<Event>,
-    ) {
+    pub fn settle(&mut self, ring: &mut Ring, orders: &Orders, now: Time, events: &mut Vec<Event>) {
         for front in &mut self.fronts {
             front.retry_start(ring);
             let goal = front.goal(self.want);

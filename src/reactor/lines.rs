@@ -52,7 +52,7 @@ impl Lines {
     /// Takes a connected, non-blocking stream.
     pub fn new(socket: OwnedFd) -> io::Result<Lines> {
         Ok(Lines {
-            socket: AsyncFd::new(socket)?,
+            socket: AsyncFd::register(socket)?,
             received: Vec::new(),
             descriptors: Vec::new(),
         })
@@ -145,7 +145,7 @@ impl Acceptor {
     /// Takes a listening socket of any family.
     pub fn new(socket: OwnedFd) -> io::Result<Acceptor> {
         rustix::io::ioctl_fionbio(&socket, true)?;
-        Ok(Acceptor(AsyncFd::new(socket)?))
+        Ok(Acceptor(AsyncFd::register(socket)?))
     }
 
     /// Gives the socket back, for another runtime.
@@ -185,7 +185,7 @@ pub async fn connect(from: SocketAddr, to: SocketAddr) -> io::Result<OwnedFd> {
         Ok(()) | Err(Errno::INPROGRESS) => {}
         Err(errno) => return Err(errno.into()),
     }
-    let waiting = AsyncFd::new(socket)?;
+    let waiting = AsyncFd::register(socket)?;
     let _ready = waiting.writable().await?;
     rustix::net::sockopt::socket_error(waiting.get_ref().as_fd())??;
     drop(_ready);

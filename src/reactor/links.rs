@@ -11,7 +11,6 @@ use std::time::Duration;
 use lockstep_transport::frame::QueueError;
 use lockstep_transport::link::{Link, LinkError, LinkEvent};
 use lockstep_transport::payloads::{PayloadPool, PoolConfig, PoolError};
-use lockstep_transport::ring::Submitter;
 use lockstep_transport::tcp::{TcpConfig, TcpLink};
 use lockstep_transport::wire::WireError;
 

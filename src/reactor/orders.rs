@@ -25,7 +25,10 @@ pub type Reply = oneshot::Sender<Answer>;
 /// An order to the ring thread.
 pub enum Order {
     /// A command for the engine.
-    Command { command: Command, reply: Reply },
+    Command {
+        command: Command,
+        reply: Reply,
+    },
     /// A disk that was opened and read.
     Attach {
         volume: VolumeId,
@@ -41,9 +44,14 @@ pub enum Order {
         /// Answered when the link counts as up.
         taken: oneshot::Sender<()>,
     },
-    Status { reply: oneshot::Sender<Snapshot> },
+    Status {
+        reply: oneshot::Sender<Snapshot>,
+    },
     /// The agent has made the queue settings of a volume's device.
-    QueueConfirmed { volume: VolumeId, reply: Reply },
+    QueueConfirmed {
+        volume: VolumeId,
+        reply: Reply,
+    },
     Device(DeviceOrder),
 }
 

@@ -248,7 +248,8 @@ impl Reactor {
         for done in self.finished.drain(..) {
             if let (Work::Write { .. }, IoOutcome::Done) = (done.work, done.outcome) {
                 let (volume, since) = (done.volume, done.started);
-                self.counters.record(volume, Measure::Local, since, self.now);
+                self.counters
+                    .record(volume, Measure::Local, since, self.now);
             }
             self.events.push_back(Event::Io {
                 io: done.io,
@@ -281,7 +282,8 @@ impl Reactor {
             }
             Owner(number) if number >= Owner::LINK => {
                 let done = (owner, token, result, flags);
-                self.links.on_completion(&mut self.ring, done, &mut self.fresh);
+                self.links
+                    .on_completion(&mut self.ring, done, &mut self.fresh);
             }
             Owner(number) => {
                 let index = number.saturating_sub(Owner::FRONT) as usize;
@@ -474,13 +476,23 @@ impl Reactor {
                 volume,
                 span,
                 buffer,
-            } => (io, volume, self.memory(buffer).map(|memory| Work::Read { span, memory })),
+            } => (
+                io,
+                volume,
+                self.memory(buffer)
+                    .map(|memory| Work::Read { span, memory }),
+            ),
             Action::DiskHash {
                 io,
                 volume,
                 span,
                 buffer,
-            } => (io, volume, self.memory(buffer).map(|memory| Work::Hash { span, memory })),
+            } => (
+                io,
+                volume,
+                self.memory(buffer)
+                    .map(|memory| Work::Hash { span, memory }),
+            ),
             Action::DiskWrite {
                 io,
                 volume,
@@ -605,8 +617,10 @@ impl Reactor {
         if let Notice::Replication { volume, to } = &notice
             && let Some(index) = self.index(*volume)
         {
-            let syncing =
-                matches!(to, ReplicationState::SyncSource | ReplicationState::SyncTarget);
+            let syncing = matches!(
+                to,
+                ReplicationState::SyncSource | ReplicationState::SyncTarget
+            );
             let since = self.sync_since[index].unwrap_or(self.now);
             self.sync_since[index] = syncing.then_some(since);
         }

@@ -26,9 +26,7 @@ use super::orders::{Reports, orders};
 use super::ring::waker;
 use super::root::enter_private_root;
 use super::run::{Reactor, Setup};
-use crate::agent::protocol::{
-    ErrorKind, ErrorReply, FrontEnd, Reply, ServeConfig, ServeRequest,
-};
+use crate::agent::protocol::{ErrorKind, ErrorReply, FrontEnd, Reply, ServeConfig, ServeRequest};
 use crate::engine::{Config, NodeId, Protocol, Timeouts, VolumeId, VoteMode};
 use crate::target::nbd::{ListenError, listen_tcp, listen_unix};
 
@@ -184,9 +182,7 @@ fn prepare(config: ServeConfig, boot_id: u64) -> Result<Ready, ServeError> {
     let listeners = config.volumes.iter().map(|volume| match &volume.front {
         FrontEnd::Ublk { .. } => Ok(None),
         FrontEnd::NbdUnix { path, .. } => Ok(Some(listen_unix(Path::new(path))?)),
-        FrontEnd::NbdTcp {
-            address: place, ..
-        } => Ok(Some(listen_tcp(address(place)?)?)),
+        FrontEnd::NbdTcp { address: place, .. } => Ok(Some(listen_tcp(address(place)?)?)),
     });
     let listeners = listeners.collect::<Result<_, ServeError>>()?;
     Ok(Ready {
