@@ -3,8 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
-use std::net::{SocketAddr, TcpStream};
-use std::os::fd::{AsFd, OwnedFd};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -12,11 +11,12 @@ use lockstep_transport::hello::{
     Direction, Handshake, HelloConfig, HelloError, Progress, Refusal, Secret,
 };
 use lockstep_transport::socket::{SocketProfile, Tuning};
+use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{sleep, timeout};
 use tokio_uring::buf::BoundedBuf;
 
-use super::lines::{Acceptor, First, connect, first, listen};
+use super::lines::{First, connect, first};
 use super::orders::{LinkWish, Order, Orders};
 use crate::agent::protocol::ServeConfig;
 use crate::engine::NodeId;
@@ -167,8 +167,8 @@ impl Connector {
 
     async fn listen_for_ever(mut self) {
         while self.wanted(false).await {
-            match listen(self.own) {
-                Ok(acceptor) => self.accept_while_wanted(&acceptor).await,
+            match TcpListener::bind(self.own).await {
+                Ok(listener) => self.accept_while_wanted(&listener).await,
                 Err(error) => {
                     let address = self.own;
                     self.failed(&ConnectError::Listen { address, error });
@@ -178,15 +178,18 @@ impl Connector {
         }
     }
 
-    async fn accept_while_wanted(&mut self, acceptor: &Acceptor) {
+    async fn accept_while_wanted(&mut self, listener: &TcpListener) {
         let guests = Rc::new(Cell::new(0));
         let mut wish = self.wish.clone();
         loop {
             let unwanted = wish.wait_for(|wish| !wish.want);
-            match first(acceptor.accept(), unwanted).await {
+            let accepted = match first(listener.accept(), unwanted).await {
                 First::Other(_) => return,
-                First::One(Ok(socket)) => self.welcome(socket, &guests),
-                First::One(Err(error)) => {
+                First::One(accepted) => accepted,
+            };
+            match accepted.and_then(|(stream, from)| Ok((stream.into_std()?, from))) {
+                Ok((stream, from)) => self.welcome(stream, from, &guests),
+                Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection of the peer");
                     sleep(LISTEN_PAUSE).await;
                 }
@@ -195,16 +198,10 @@ impl Connector {
     }
 
     /// Runs the handshake with a guest beside others.
-    fn welcome(&self, socket: OwnedFd, guests: &Rc<Cell<usize>>) {
-        let from = TcpStream::from(socket);
-        match from.peer_addr() {
-            Ok(address) if address.ip() == self.peer.ip() => {}
-            Ok(address) => {
-                tracing::warn!(%address, "connection from an address that is not the peer's");
-                return;
-            }
-            // It has left already.
-            Err(_) => return,
+    fn welcome(&self, stream: TcpStream, from: SocketAddr, guests: &Rc<Cell<usize>>) {
+        if from.ip() != self.peer.ip() {
+            tracing::warn!(%from, "connection from an address that is not the peer's");
+            return;
         }
         if guests.get() >= MAX_GUESTS {
             return;
@@ -213,7 +210,7 @@ impl Connector {
         let guests = Rc::clone(guests);
         let myself = self.clone();
         tokio_uring::spawn(async move {
-            if let Err(error) = myself.greet(from.into(), Direction::Listener).await {
+            if let Err(error) = myself.greet(stream, Direction::Listener).await {
                 myself.failed(&error);
             }
             guests.set(guests.get() - 1);
@@ -230,22 +227,19 @@ impl Connector {
     }
 
     /// Runs the handshake, within its limit, and hands the connection over.
-    async fn greet(&self, socket: OwnedFd, direction: Direction) -> Result<(), ConnectError> {
-        self.profile
-            .apply(socket.as_fd())
-            .map_err(io::Error::from)?;
+    async fn greet(&self, socket: TcpStream, direction: Direction) -> Result<(), ConnectError> {
+        self.profile.apply(&socket).map_err(io::Error::from)?;
         // Reads of the ring shall wait, not ask to try again.
-        rustix::io::ioctl_fionbio(&socket, false).map_err(io::Error::from)?;
-        let hands = Hands(TcpStream::from(socket.try_clone()?));
-        let Ok(done) = timeout(HANDSHAKE, self.shake(&hands, direction)).await else {
-            // Ends the read that is still in the ring.
-            let _ = rustix::net::shutdown(&socket, rustix::net::Shutdown::Both);
+        socket.set_nonblocking(false)?;
+        let Ok(done) = timeout(HANDSHAKE, self.shake(&socket, direction)).await else {
+            // Ends the read that is still in the ring. It fails only on a broken connection.
+            let _ = socket.shutdown(Shutdown::Both);
             return Err(ConnectError::Timeout);
         };
         done?;
         let (taken, answer) = oneshot::channel();
         self.orders.send(Order::Link {
-            socket,
+            socket: socket.into(),
             peer: NodeId(self.hello.peer),
             low_water: self.profile.low_water(),
             taken,
@@ -256,7 +250,7 @@ impl Connector {
         Ok(())
     }
 
-    async fn shake(&self, hands: &Hands, direction: Direction) -> Result<(), ConnectError> {
+    async fn shake(&self, socket: &TcpStream, direction: Direction) -> Result<(), ConnectError> {
         let mut nonce = [0; 32];
         getrandom::fill(&mut nonce).map_err(|error| io::Error::other(error.to_string()))?;
         let mut handshake = Handshake::new(HelloConfig {
@@ -268,7 +262,8 @@ impl Connector {
             features: 0,
             nonce,
         })?;
-        let stream = hands.stream()?;
+        // A duplicate: tokio-uring gives no descriptor back.
+        let stream = tokio_uring::net::TcpStream::from_std(socket.try_clone()?);
         loop {
             if !self.wish.borrow().want {
                 handshake.refuse(Refusal::Busy);
@@ -296,15 +291,6 @@ impl Connector {
                 }
             }
         }
-    }
-}
-
-/// The connection's descriptor while tokio-uring has a duplicate of it.
-struct Hands(TcpStream);
-
-impl Hands {
-    fn stream(&self) -> io::Result<tokio_uring::net::TcpStream> {
-        Ok(tokio_uring::net::TcpStream::from_std(self.0.try_clone()?))
     }
 }
 

@@ -9,12 +9,13 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use serde_json::Value;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, oneshot, watch};
 
 use super::attach;
 use super::connect::{Connector, Failure};
-use super::lines::{Acceptor, First, LineError, Lines, Request, first};
+use super::lines::{First, LineError, Lines, Request, first};
 use super::orders::{Answer, LinkWish, Order, Orders};
 use super::serve::Addresses;
 use super::status::render;
@@ -37,9 +38,9 @@ pub struct Control {
     pub notices: broadcast::Sender<ServeNotice>,
     pub wish: watch::Receiver<LinkWish>,
     /// The agent's listening socket.
-    pub listener: OwnedFd,
+    pub listener: std::os::unix::net::UnixListener,
     /// The connection on which the configuration came; it waits for its reply.
-    pub first: OwnedFd,
+    pub first: std::os::unix::net::UnixStream,
 }
 
 /// What the tasks share.
@@ -71,16 +72,17 @@ impl Control {
             notices: self.notices,
             failure,
         });
-        let lines = Lines::new(self.first)?;
+        let lines = Lines::new(UnixStream::from_std(self.first)?);
         if let Err(error) = lines.send(&Reply::Done(Value::Null)).await {
             tracing::warn!(%error, "the agent left before it heard that it is configured");
         }
         let open = Rc::new(());
         tokio_uring::spawn(serve(Rc::clone(&shared), lines, Rc::clone(&open)));
-        let acceptor = Acceptor::new(self.listener)?;
+        let listener = UnixListener::from_std(self.listener)?;
         loop {
-            match acceptor.accept().await.and_then(Lines::new) {
-                Ok(lines) if Rc::strong_count(&open) <= MAX_CONNECTIONS => {
+            match listener.accept().await {
+                Ok((stream, _)) if Rc::strong_count(&open) <= MAX_CONNECTIONS => {
+                    let lines = Lines::new(stream);
                     tokio_uring::spawn(serve(Rc::clone(&shared), lines, Rc::clone(&open)));
                 }
                 Ok(_) => tracing::warn!("too many connections of the agent"),

@@ -14,6 +14,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::mpsc;
 use std::thread;
@@ -21,7 +22,7 @@ use std::time::Duration;
 
 use super::buffers::protect_from_reclaim;
 use super::control::Control;
-use super::lines::{Acceptor, LineError, Lines};
+use super::lines::{LineError, Lines};
 use super::orders::{Reports, orders};
 use super::ring::waker;
 use super::root::enter_private_root;
@@ -106,7 +107,9 @@ pub fn serve(resource: &str) -> Result<(), ServeError> {
     let table = inherited_table();
     protect_from_reclaim();
     let boot_id = boot_id()?;
-    let (listener, ready, first) = configured(resource, listener, boot_id)?;
+    let listener = UnixListener::from(listener);
+    listener.set_nonblocking(true)?;
+    let (ready, first) = configured(resource, listener.try_clone()?, boot_id)?;
     enter_private_root();
     run(ready, listener, first, table)
 }
@@ -133,25 +136,23 @@ fn boot_id() -> io::Result<u64> {
 /// Waits for the agent's configuration and opens what it names.
 fn configured(
     resource: &str,
-    listener: OwnedFd,
+    listener: UnixListener,
     boot_id: u64,
-) -> Result<(OwnedFd, Ready, OwnedFd), ServeError> {
+) -> Result<(Ready, UnixStream), ServeError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        let acceptor = Acceptor::new(listener)?;
+        let listener = tokio::net::UnixListener::from_std(listener)?;
         loop {
-            let mut lines = Lines::new(acceptor.accept().await?)?;
+            let mut lines = Lines::new(listener.accept().await?.0);
             let Ok(came) = tokio::time::timeout(CONFIGURE_LIMIT, lines.next()).await else {
                 continue;
             };
             let error = match came {
                 Ok(Some((ServeRequest::Configure(config), _))) if config.resource == resource => {
                     match prepare(*config, boot_id) {
-                        Ok(ready) => {
-                            return Ok((acceptor.into_socket(), ready, lines.into_socket()));
-                        }
+                        Ok(ready) => return Ok((ready, lines.into_socket()?)),
                         Err(error) => ErrorReply::from(error),
                     }
                 }
@@ -240,8 +241,8 @@ fn engine_config(config: &ServeConfig, boot_id: u64) -> Result<Config, ServeErro
 /// Starts the ring thread and becomes the control thread.
 fn run(
     ready: Ready,
-    listener: OwnedFd,
-    first: OwnedFd,
+    listener: UnixListener,
+    first: UnixStream,
     table: Option<OwnedFd>,
 ) -> Result<(), ServeError> {
     let waker = waker()?;
