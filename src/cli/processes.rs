@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use crate::agent;
-use crate::agent::protocol::{ErrorKind, ErrorReply};
+use crate::agent::protocol::ErrorReply;
+use crate::{agent, reactor};
 
 use super::{Global, Outcome, offline};
 
@@ -43,12 +43,7 @@ fn absolute(path: &Path) -> Result<PathBuf, ErrorReply> {
 /// flight is standard output.
 pub fn serve(_global: &Global, args: ServeArgs) -> Outcome {
     log_to_stderr();
-    let _ = args.resource;
-    Err(ErrorReply::new(
-        ErrorKind::Usage,
-        "serve is started by the agent",
-        "use `lockstep up`",
-    ))
+    reactor::serve(&args.resource).map_err(ErrorReply::from)
 }
 
 /// What the process has to say goes to its standard error: the journal, under systemd.

@@ -131,6 +131,14 @@ impl Client {
         reset || bytes.len() <= most
     }
 
+    /// A second handle on the connection, for a thread that only writes.
+    pub fn writer(&self) -> Box<dyn Write + Send> {
+        match &self.stream {
+            Stream::Unix(stream) => Box::new(stream.try_clone().unwrap()),
+            Stream::Tcp(stream) => Box::new(stream.try_clone().unwrap()),
+        }
+    }
+
     /// Sends nothing more.
     pub fn close_write(&mut self) {
         match &self.stream {

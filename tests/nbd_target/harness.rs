@@ -24,7 +24,10 @@ struct Ring {
 impl Submitter for Ring {
     fn submit(&mut self, entry: squeue::Entry, token: u32) -> Result<(), RingFull> {
         self.submissions += 1;
-        if self.refuse_every.is_some_and(|n| self.submissions % n == 0) {
+        if self
+            .refuse_every
+            .is_some_and(|n| self.submissions.is_multiple_of(n))
+        {
             return Err(RingFull);
         }
         let entry = entry.user_data(token.into());
@@ -63,6 +66,7 @@ pub struct Setup {
     pub min_block: u32,
     pub read_only: bool,
     pub handshake_timeout: Duration,
+    pub stall_timeout: Duration,
     pub refuse_every: Option<u32>,
     pub refusal: Option<&'static str>,
 }
@@ -75,6 +79,7 @@ impl Default for Setup {
             min_block: 512,
             read_only: false,
             handshake_timeout: Duration::from_secs(10),
+            stall_timeout: Duration::from_secs(30),
             refuse_every: None,
             refusal: None,
         }
@@ -207,6 +212,7 @@ fn serve(listener: OwnedFd, setup: &Setup, state: &Mutex<State>, stop: &AtomicBo
             let options = NbdOptions {
                 depth: setup.depth,
                 handshake_timeout: setup.handshake_timeout,
+                stall_timeout: setup.stall_timeout,
             };
             NbdServer::new(listener, export, options).unwrap()
         }
@@ -299,7 +305,10 @@ impl State {
     /// A range as the trait promises it.
     fn range(&mut self, span: Span, most: u32) -> &mut [u8] {
         assert!(span.len > 0 && span.len <= most, "{span}");
-        assert!(span.start % 512 == 0 && span.len % 512 == 0, "{span}");
+        assert!(
+            span.start.is_multiple_of(512) && span.len.is_multiple_of(512),
+            "{span}"
+        );
         &mut self.disk[span.start as usize..span.end() as usize]
     }
 }

@@ -1,5 +1,6 @@
 //! Odd cases, with the hand-written client.
 
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use lockstep::engine::{IoFailure, Op, Span};
@@ -385,28 +386,88 @@ fn without_tags_the_socket_is_not_read() {
 fn a_client_that_does_not_read_is_not_read_from() {
     let server = Server::unix(Setup::default());
     let mut client = Client::structured(&server.place);
-    let mut bad = Vec::new();
-    for cookie in 0..20_000 {
-        bad.extend(request(99, 0, cookie, 0, 0));
-    }
-    // More replies than the socket takes: the server stops reading, and goes on later.
-    let mut place = Client::simple(&server.place);
+    let mut writer = client.writer();
+    let bad: Vec<u8> = (0..40_000)
+        .flat_map(|cookie| request(99, 0, cookie, 0, 0))
+        .collect();
     std::thread::scope(|scope| {
-        let (go, wait) = std::sync::mpsc::channel::<()>();
-        let server = &server;
-        let client = &mut client;
-        scope.spawn(move || {
-            place.call(CMD_READ, 0, 0, Length(4096), 0);
-            server.wait("both connections", |state| state.connections == 2);
-            go.send(()).unwrap();
-        });
-        client.write(&bad[..28 * 5000]);
-        wait.recv().unwrap();
-        for cookie in 0..5000 {
+        let writing = scope.spawn(move || writer.write_all(&bad).unwrap());
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(!writing.is_finished(), "the server reads on and on");
+        assert_serves(&server);
+        for cookie in 0..40_000 {
             let reply = client.reply(0);
             assert_eq!((reply.cookie, reply.error), (cookie, EINVAL));
         }
     });
+}
+
+#[test]
+fn a_stalled_client_does_not_keep_the_buffers_from_others() {
+    for server in both(Setup {
+        depth: 16,
+        stall_timeout: Duration::from_millis(200),
+        ..Setup::default()
+    }) {
+        // Alone, it may stall as long as it likes.
+        let mut reader = Client::simple(&server.place);
+        reader.send(CMD_READ, 0, 1, 0, Length(16 * MAX_DATA));
+        server.wait("all parts", |state| state.log.len() == 16);
+        std::thread::sleep(Duration::from_millis(500));
+        server.wait("the reader alone", |state| state.connections == 1);
+        assert_serves(&server);
+        assert!(reader.is_hung_up(16 << 20));
+
+        let mut writer = Client::simple(&server.place);
+        writer.write(&request(CMD_WRITE, 0, 1, 0, MAX_DATA));
+        writer.write(&[1; 100_000]);
+        let mut other = Client::simple(&server.place);
+        other.call(CMD_READ, 0, 0, Length(16 * MAX_DATA), 0);
+        assert!(writer.is_hung_up(0));
+    }
+}
+
+#[test]
+fn noise_at_every_stage_harms_nobody() {
+    let server = Server::unix(Setup::default());
+    let mut witness = Client::simple(&server.place);
+    let mut state = 1u64;
+    let mut random = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    for round in 0..300u64 {
+        let client = match round % 4 {
+            0 => Client::connect(&server.place),
+            1 => Client::greeted(&server.place),
+            2 => Client::simple(&server.place),
+            _ => Client::structured(&server.place),
+        };
+        let mut bytes = Vec::new();
+        for _ in 0..random() % 40 {
+            // Valid frames with noise in their fields.
+            let (command, flags) = (random() % 9, random() % 16);
+            let length = random() % 3 * 512;
+            let offset = random() % 1000 * 512;
+            bytes.extend(request(
+                command as u16,
+                flags as u16,
+                round,
+                offset,
+                length as u32,
+            ));
+        }
+        if round % 3 == 0 && !bytes.is_empty() {
+            let at = random() as usize % bytes.len();
+            bytes[at] ^= 1 << (random() % 8);
+        }
+        // The server may hang up before it has everything.
+        let _ = client.writer().write_all(&bytes);
+        witness.call(CMD_READ, 0, 0, Length(512), 0);
+    }
+    server.wait("end of the connections", |state| state.connections == 1);
 }
 
 #[test]

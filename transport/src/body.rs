@@ -130,6 +130,12 @@ impl<'a> Cursor<'a> {
         Ok(*head)
     }
 
+    pub fn bytes(&mut self, len: usize) -> Result<&'a [u8], BodyFault> {
+        let (head, rest) = self.0.split_at_checked(len).ok_or(BodyFault::Short)?;
+        self.0 = rest;
+        Ok(head)
+    }
+
     pub fn u8(&mut self) -> Result<u8, BodyFault> {
         self.array::<1>().map(|[byte]| byte)
     }

@@ -352,3 +352,95 @@ impl FrameWriter {
         std::mem::swap(&mut self.buffer, empty);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::strategies::noise;
+    use crate::wire::{Kind, Term};
+
+    fn envelope(frame: u64, packet: Packet) -> Envelope {
+        Envelope {
+            lane: 0,
+            session: 1,
+            term: Term::default(),
+            frame,
+            packet,
+        }
+    }
+
+    fn reply(frame: u64) -> Envelope {
+        envelope(frame, Packet::ReadReply { id: 1, ok: true })
+    }
+
+    #[test]
+    fn a_broken_reader_stays_broken() {
+        let mut bytes = Vec::new();
+        let ping = envelope(1, Packet::Ping);
+        ping.encode(VERSION, &[], &mut bytes).expect("encodes");
+        let mut reader = FrameReader::new();
+        let error = Err(WireError::Magic(0));
+        assert_eq!(reader.advance(&mut &[0; HEADER_LEN][..], None), error);
+        assert_eq!(reader.advance(&mut &bytes[..], None), error);
+        assert_eq!(reader.direct(0, &[]), error);
+        assert!(!reader.at_boundary());
+    }
+
+    #[test]
+    fn data_may_come_half_copied_and_half_direct() {
+        let data = noise(4096, 1);
+        for damage in [false, true] {
+            let mut bytes = Vec::new();
+            reply(1)
+                .encode(VERSION, &data, &mut bytes)
+                .expect("encodes");
+            let mut reader = FrameReader::new();
+            let mut input = &bytes[..HEADER_LEN + 1000];
+            assert_eq!(reader.advance(&mut input, None), Ok(Step::Data(4096)));
+            let mut small = [0; 100];
+            let asked_again = reader.advance(&mut input, Some(&mut small));
+            assert_eq!(asked_again, Ok(Step::Data(4096)), "buffer too small");
+            let mut buffer = vec![0; 4096];
+            assert_eq!(
+                reader.advance(&mut input, Some(&mut buffer)),
+                Ok(Step::More)
+            );
+            assert_eq!(reader.missing(), Some(1000..4096));
+            buffer[1000..3000].copy_from_slice(&data[1000..3000]);
+            assert_eq!(reader.direct(2000, &buffer), Ok(Step::More));
+            buffer[3000..].copy_from_slice(&data[3000..]);
+            if damage {
+                buffer[4095] ^= 1;
+            }
+            let outcome = reader.direct(1096, &buffer);
+            if damage {
+                let kind = Kind::ReadReply;
+                assert_eq!(outcome, Err(WireError::PayloadChecksum { kind }));
+            } else {
+                let envelope = reply(1);
+                let data_len = 4096;
+                assert_eq!(outcome, Ok(Step::Frame { envelope, data_len }));
+                assert_eq!(buffer, data);
+            }
+        }
+    }
+
+    #[test]
+    fn the_writer_never_grows_and_keeps_its_count_when_full() {
+        let mut writer = FrameWriter::new(0);
+        let data = vec![0; MAX_DATA as usize];
+        let capacity = writer.room();
+        assert_eq!(writer.append(&reply(1), &data), Ok(MAX_FRAME));
+        let ping = envelope(2, Packet::Ping);
+        assert_eq!(writer.append(&ping, &[]), Err(QueueError::Full));
+        let mut out = Vec::new();
+        writer.swap(&mut out);
+        assert_eq!((out.len(), out.capacity()), (MAX_FRAME, capacity));
+        assert_eq!(writer.append(&ping, &[]), Ok(HEADER_LEN));
+        writer.swap(&mut out);
+        assert_eq!((out.len(), out.capacity()), (HEADER_LEN, capacity));
+        let lane = Envelope { lane: 9, ..ping };
+        let error = QueueError::Invalid(WireError::Lane(9));
+        assert_eq!(writer.append(&lane, &[]), Err(error));
+    }
+}

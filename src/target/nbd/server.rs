@@ -47,9 +47,6 @@ const RING_PAUSE: Duration = Duration::from_millis(1);
 /// How long clients may take to read their last replies when the server stops.
 const STOP_GRACE: Duration = Duration::from_secs(2);
 
-/// How long a client may stall while others wait for the buffers that it keeps.
-const PATIENCE: Duration = Duration::from_secs(30);
-
 /// What can be tuned.
 #[derive(Clone, Copy, Debug)]
 pub struct NbdOptions {
@@ -57,6 +54,9 @@ pub struct NbdOptions {
     pub depth: u32,
     /// How long a client may take to choose an export.
     pub handshake_timeout: Duration,
+    /// How long a client may neither take its replies nor send its payload while others wait for
+    /// the buffers that it keeps. Alone, it may take for ever.
+    pub stall_timeout: Duration,
 }
 
 impl Default for NbdOptions {
@@ -64,6 +64,7 @@ impl Default for NbdOptions {
         NbdOptions {
             depth: 64,
             handshake_timeout: Duration::from_secs(10),
+            stall_timeout: Duration::from_secs(30),
         }
     }
 }
@@ -340,7 +341,7 @@ impl NbdServer {
         }
         for slot in 0..self.connections.len() {
             if let Some(Some(connection)) = self.connections.get_mut(slot) {
-                connection.check_time(now, PATIENCE, &mut self.tags, slot);
+                connection.check_time(now, self.options.stall_timeout, &mut self.tags, slot);
                 self.send(ring, slot);
             }
         }
@@ -384,7 +385,7 @@ impl NbdServer {
             self.timer.arm(at);
         }
         if self.tags.contended() {
-            self.timer.arm(Instant::now() + PATIENCE);
+            self.timer.arm(Instant::now() + self.options.stall_timeout);
         }
         for deadline in self
             .connections
@@ -503,6 +504,9 @@ impl Target for NbdServer {
         if self.tags.can_serve() || !self.flushes.is_empty() || !self.accepting {
             self.kick(ring);
         }
+        if self.queue.is_stuck() {
+            self.timer.arm(Instant::now() + RING_PAUSE);
+        }
     }
 
     fn stop(&mut self, ring: &mut dyn Submitter, events: &mut Vec<TargetEvent>) {
@@ -537,5 +541,83 @@ impl Drop for NbdServer {
         std::mem::forget(std::mem::take(&mut self.connections));
         self.tags.leak();
         self.timer.leak();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::target::nbd::listen_tcp;
+
+    fn build(
+        size: u64,
+        min_block: u32,
+        depth: u32,
+        name: &str,
+    ) -> Result<NbdServer, NbdSetupError> {
+        let listener = listen_tcp("127.0.0.1:0".parse().unwrap()).unwrap();
+        let export = Export {
+            name: name.to_owned(),
+            description: String::new(),
+            size,
+            min_block,
+            read_only: false,
+        };
+        let options = NbdOptions {
+            depth,
+            ..NbdOptions::default()
+        };
+        NbdServer::new(listener, export, options)
+    }
+
+    #[test]
+    fn what_cannot_be_served_is_refused() {
+        let long = "x".repeat(MAX_STRING + 1);
+        assert!(build(4096, 512, 1, "r0").is_ok());
+        assert!(matches!(
+            build(4096, 512, 0, ""),
+            Err(NbdSetupError::Depth(0))
+        ));
+        assert!(matches!(
+            build(4096, 512, 257, ""),
+            Err(NbdSetupError::Depth(257))
+        ));
+        assert!(matches!(
+            build(4096, 256, 1, ""),
+            Err(NbdSetupError::MinBlock(256))
+        ));
+        assert!(matches!(
+            build(9216, 3072, 1, ""),
+            Err(NbdSetupError::MinBlock(3072))
+        ));
+        assert!(matches!(
+            build(4608, 4096, 1, ""),
+            Err(NbdSetupError::Size { .. })
+        ));
+        assert!(matches!(
+            build(4096, 512, 1, &long),
+            Err(NbdSetupError::TooLong)
+        ));
+        let listener = listen_tcp("127.0.0.1:0".parse().unwrap()).unwrap();
+        let refusing = NbdServer::refusing(listener, &long);
+        assert!(matches!(refusing, Err(NbdSetupError::TooLong)));
+    }
+
+    #[test]
+    fn a_server_can_be_built_on_one_thread_and_run_on_another() {
+        fn assert_send<T: Send>(_: &T) {}
+        assert_send(&build(4096, 512, 1, "").unwrap());
+    }
+
+    #[test]
+    fn tokens_come_back_as_they_were() {
+        let mut seen = std::collections::HashSet::new();
+        let slots = (0..SLOTS).flat_map(|slot| [Token::Receive(slot), Token::Send(slot)]);
+        let fixed = [Token::Accept, Token::Timer, Token::Kick, Token::Cancel];
+        for token in slots.chain(fixed) {
+            assert_eq!(Token::decode(token.encode()), Some(token));
+            assert!(seen.insert(token.encode()));
+        }
+        assert_eq!(Token::decode(u32::MAX), None);
     }
 }

@@ -258,6 +258,16 @@ impl UblkControl {
         Ok(DeviceInfo::from_raw(&raw))
     }
 
+    /// Fails when there is a device `id`. Asked before a record of a new device replaces the
+    /// record of an older one that still exists.
+    pub fn ensure_free(&mut self, id: u32) -> Result<(), UblkError> {
+        match self.info(id) {
+            Ok(_) => Err(UblkError::IdTaken { id }),
+            Err(UblkError::NoDevice { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Adds device `id`: one queue, recoverable, not started. `/dev/ublkcN` exists afterwards.
     ///
     /// `cookie` stays with the device as long as it exists ([`DeviceInfo::cookie`]).

@@ -10,7 +10,7 @@
 //!
 //! | step | who |
 //! |---|---|
-//! | [`DeviceRecord`] written, durable | agent |
+//! | [`UblkControl::ensure_free`], then the [`DeviceRecord`] written, durable | agent |
 //! | [`UblkControl::add`], [`UblkControl::set_params`], [`UblkQueue::open`] | data plane, control thread |
 //! | queue handed to the reactor, [`Target::start`](super::Target::start) | data plane, reactor |
 //! | [`UblkControl::start`]: returns when the queue has fetched and `/dev/ublkbN` exists | data plane, control thread |
