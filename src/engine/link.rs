@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use super::action::{Action, Notice};
 use super::bitmap::PAGE_WORDS;
+use super::config::VoteMode;
 use super::handshake::{Extent, Misfit, Side, Verdict, decide};
 use super::ids::{Buffer, CommandId, Generation, LinkId, NodeId, Session, Term, Time};
 use super::message::{BitmapChunk, Envelope, Message, NodeState, VolumeState};
@@ -25,6 +26,7 @@ use super::reason::{LinkLoss, Refusal};
 use super::resource::{Engine, broken};
 use super::status::{ConnectionState, DiskState, ReplicationState, Role};
 use super::sync::Sync;
+use super::volume::Mint;
 
 /// Silence after which a ping is sent while an answer is owed.
 const OWED_SILENCE: Duration = Duration::from_secs(1);
@@ -423,10 +425,10 @@ impl Engine {
         };
         if greeting.theirs.as_ref().is_none_or(replaces) {
             greeting.theirs = Some(state);
+            // The peer changed before it agreed: what we agreed to is void.
             greeting.agree_received = false;
-            if !greeting.agree_sent {
-                greeting.pending = None;
-            }
+            greeting.agree_sent = false;
+            greeting.pending = None;
         }
         self.progress = true;
     }
@@ -717,6 +719,8 @@ impl Engine {
     ) -> u64 {
         let term = self.term;
         let generation = self.fresh_generation();
+        let voter = self.config.vote == VoteMode::Voter;
+        let mut minted = false;
         let v = &mut self.volumes[index];
         let agreed = theirs.map_or(v.size, |t| {
             agreed_size(v.superblock.agreed_size, v.capacity, t)
@@ -737,7 +741,9 @@ impl Engine {
             if theirs.is_some_and(|t| t.current == v.superblock.current) {
                 // The target is about to become inconsistent: what we have must be told apart
                 // from it, should it be promoted by force.
-                v.new_generation(generation);
+                let version = v.new_generation(generation);
+                v.mint = Some(Mint { version, voter });
+                minted = true;
             }
             if extent != Extent::Bitmap {
                 let stub = stub_generation(session);
@@ -747,7 +753,15 @@ impl Engine {
             }
             v.change_peer(|peer| peer.outdated = true);
         }
-        v.change_peer(|peer| {
+        if minted && voter {
+            let volume = v.id;
+            self.out.push(Action::RecordAtVoter {
+                volume,
+                generation,
+                term,
+            });
+        }
+        self.volumes[index].change_peer(|peer| {
             peer.known = true;
             peer.session = session;
             peer.session_pending = Session::default();
@@ -804,10 +818,11 @@ impl Engine {
             peer.want_full = false;
             peer.outdated = false;
         });
+        // The mark of a crashed reign stays until the end: with it stays the log that says what
+        // may differ.
         let version = v.change(|superblock| {
             superblock.inconsistent = true;
             superblock.outdated = false;
-            superblock.primary = false;
         });
         self.set_disk(index, DiskState::Inconsistent);
         version

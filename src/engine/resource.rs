@@ -70,6 +70,7 @@ pub(super) enum Pending {
     /// Source of a sync: block read (or read and hashed).
     SyncRead {
         id: u64,
+        buffer: u32,
     },
     /// Target of a sync: hash for comparison.
     SyncHash {
@@ -273,7 +274,9 @@ impl Engine {
             Pending::PeerRead { id, len, buffer } => {
                 self.peer_read_done(volume, id, len, buffer, failed)
             }
-            Pending::SyncRead { id } => self.sync_read_done(volume, id, hash, failed),
+            Pending::SyncRead { id, buffer } => {
+                self.sync_read_done(volume, (id, buffer), hash, failed)
+            }
             Pending::SyncHash { item } => self.sync_hash_done(volume, item, hash, failed),
             Pending::Quiesce(purpose) => self.quiesce_done(volume, purpose, failed),
         }
