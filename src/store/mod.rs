@@ -15,9 +15,13 @@
 //! the driver, one at a time; a detach drops it. The format is described in [`format`](mod@format).
 
 mod bitmap;
+pub mod create;
+pub mod device;
+pub mod dump;
 mod layout;
 mod log;
 mod metadata;
+pub mod probe;
 mod recover;
 mod superblock;
 #[cfg(test)]
