@@ -166,7 +166,7 @@ fn run(cli: Cli) -> Outcome {
     let global = &cli.global;
     match cli.verb {
         Verb::Agent => processes::agent(global),
-        Verb::Serve(args) => processes::serve(global, args),
+        Verb::Serve(args) => processes::serve(&args),
 
         Verb::Metadata(verb) => metadata::run(global, verb),
         Verb::Lifecycle(verb) => lifecycle::run(global, verb),

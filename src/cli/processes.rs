@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use crate::agent::protocol::ErrorReply;
+use crate::agent::protocol::{ErrorKind, ErrorReply};
 use crate::{agent, reactor};
 
 use super::{Global, Outcome, offline};
@@ -41,9 +41,9 @@ fn absolute(path: &Path) -> Result<PathBuf, ErrorReply> {
 
 /// Runs a data plane. The listener that the agent bound is standard input, the memory of ranges in
 /// flight is standard output.
-pub fn serve(_global: &Global, args: ServeArgs) -> Outcome {
+pub fn serve(args: &ServeArgs) -> Outcome {
     log_to_stderr();
-    reactor::serve(&args.resource).map_err(ErrorReply::from)
+    Ok(reactor::serve(&args.resource)?)
 }
 
 /// What the process has to say goes to its standard error: the journal, under systemd.

@@ -173,5 +173,6 @@ fn serve_volume(volume: &Volume) -> ServeVolume {
         volume: volume.number,
         front: volume.front.value.clone(),
         internal_meta: volume.meta.value == MetaDisk::Internal,
+        cookie: 0,
     }
 }
