@@ -348,7 +348,7 @@ pub enum DiagnosticKind {
     SocketPathTooLong { length: usize, max: usize },
 
     // What a resource must have.
-    #[error("resource {resource} has {count} hosts")]
+    #[error("resource {resource}: {count} `on` sections, two are needed")]
     HostCount { resource: String, count: usize },
     #[error("host {host} of resource {resource} has no `{what}`")]
     MissingStatement {

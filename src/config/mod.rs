@@ -38,6 +38,8 @@ mod resolve;
 pub mod schema;
 mod source;
 mod syntax;
+#[cfg(test)]
+mod tests;
 
 use std::path::{Path, PathBuf};
 

@@ -84,7 +84,11 @@ impl Resolver<'_> {
             return None;
         };
         let net = NetOptions::resolve(&[&draft.layer.net, self.common.0]);
-        let fine = self.not_mixed(draft) & self.net_is_sound(draft, &net);
+        let fine = self.net_is_sound(draft, &net);
+        // Which volume a bare statement was meant for is not known.
+        if !self.not_mixed(draft) {
+            return None;
+        }
         let ids = self.node_ids(draft, first, second);
         let (first, second) = (self.host(draft, first), self.host(draft, second));
         let (mut first, mut second) = (first?, second?);
