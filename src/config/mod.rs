@@ -65,19 +65,19 @@ const OWN_FILE: &str = "/etc/lockstep/lockstep.conf";
 const DRBD_FILE: &str = "/etc/drbd.conf";
 
 /// The file that is read when none is given.
-pub fn default_path() -> Result<PathBuf, Box<Diagnostic>> {
+pub fn default_path() -> Result<PathBuf, Diagnostic> {
     first_existing([Path::new(OWN_FILE), Path::new(DRBD_FILE)])
 }
 
-fn first_existing([own, other]: [&Path; 2]) -> Result<PathBuf, Box<Diagnostic>> {
+fn first_existing([own, other]: [&Path; 2]) -> Result<PathBuf, Diagnostic> {
     // A file that is there but cannot be read must not be passed over for the other.
     let there = |path: &&Path| path.symlink_metadata().is_ok();
     match [own, other].into_iter().find(there) {
         Some(path) => Ok(path.to_owned()),
-        None => Err(Box::new(Diagnostic::new(DiagnosticKind::NoFile(
+        None => Err(Diagnostic::new(DiagnosticKind::NoFile(
             own.display().to_string(),
             other.display().to_string(),
-        )))),
+        ))),
     }
 }
 

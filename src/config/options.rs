@@ -42,7 +42,7 @@ pub fn default_value(spec: &Spec) -> Option<Value> {
             Support::Only(values) => values.first().map(|word| Value::Text((*word).to_owned())),
             _ => None,
         },
-        Kind::Words => None,
+        Kind::Name(_) | Kind::Words => None,
     }
 }
 
@@ -188,7 +188,7 @@ impl Context<'_> {
                 _ => Err(self.bad(word, "`yes` or `no`")),
             },
             Kind::Number { .. } => self.number(word, notes),
-            Kind::Choice(words) => self.choice(word, words),
+            Kind::Choice(words) | Kind::Name(words) => self.choice(word, words),
             Kind::Text { max } if word.text.chars().count() > max => {
                 let option = self.spec.name.to_owned();
                 Err(self.fail(DiagnosticKind::TooLong { option, max }, word))
@@ -269,7 +269,7 @@ fn needs(kind: Kind) -> String {
         Kind::Number { min, max, unit, .. } => {
             format!("a number from {min} to {max}{}", unit.name())
         }
-        Kind::Choice(words) => format!("one of {}", words.join(", ")),
+        Kind::Choice(words) | Kind::Name(words) => format!("one of {}", words.join(", ")),
         Kind::Text { .. } | Kind::Words => "a value".to_owned(),
     }
 }
@@ -423,7 +423,10 @@ impl Field for DataPath {
 
 /// Makes the typed form of a section's implemented options.
 macro_rules! option_struct {
-    ($(#[$doc:meta])* $name:ident in $section:expr; $($(#[$field_doc:meta])* $field:ident: $type:ty = $option:literal,)*) => {
+    (
+        $(#[$doc:meta])* $name:ident in $section:expr;
+        $($(#[$field_doc:meta])* $field:ident: $type:ty = $option:literal,)*
+    ) => {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Eq)]
         pub struct $name {
@@ -437,7 +440,7 @@ macro_rules! option_struct {
             /// Takes each option from the first layer that sets it, else its default.
             pub fn resolve(layers: &[&Settings]) -> $name {
                 $name {
-                    $($field: <$type as Field>::read(effective($section, layers, $option).as_ref()),)*
+                    $($field: Field::read(effective($section, layers, $option).as_ref()),)*
                 }
             }
 

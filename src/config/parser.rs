@@ -67,11 +67,15 @@ fn parse_source(
         hint: None,
         errors: Vec::new(),
     };
+    let mut items = Vec::new();
+    parser.items(&mut items);
+    // A lost quote takes braces and semicolons with it: what the parser misses says nothing more.
+    if !lex_errors.is_empty() {
+        parser.errors.clear();
+    }
     for (kind, span) in lex_errors {
         parser.error(kind, span);
     }
-    let mut items = Vec::new();
-    parser.items(&mut items);
     errors.append(&mut parser.errors);
 
     let mut expanded = Vec::new();
@@ -140,11 +144,13 @@ fn include(
                     items.extend(parse_source(sources, number, &file, reading, errors));
                     reading.pop();
                 }
-                Err(Diagnostic {
-                    kind: DiagnosticKind::Unreadable { error, .. },
-                    ..
-                }) => errors.push(unreadable(&file, error)),
-                Err(other) => errors.push(other),
+                Err(refused) => errors.push(match *refused.kind {
+                    DiagnosticKind::Unreadable { error, .. } => unreadable(&file, error),
+                    kind => Diagnostic {
+                        kind: Box::new(kind),
+                        ..refused
+                    },
+                }),
             }
             continue;
         };
@@ -322,7 +328,7 @@ mod tests {
         let file = sources.add("f", text.to_owned());
         let mut errors = Vec::new();
         let items = parse_text(&mut sources, file, Path::new("f"), &mut errors);
-        (items, errors.into_iter().map(|error| error.kind).collect())
+        (items, errors.into_iter().map(|error| *error.kind).collect())
     }
 
     fn titles(items: &[Item]) -> Vec<String> {
@@ -430,7 +436,7 @@ mod tests {
         assert_eq!(titles(&items), ["resource a", "resource b", "resource b"]);
         assert_eq!(errors.len(), 2);
         assert!(matches!(
-            errors[0].kind,
+            *errors[0].kind,
             DiagnosticKind::IncludeCycle { .. }
         ));
         assert_eq!(errors[0].location.as_ref().unwrap().line, 2);
@@ -444,7 +450,7 @@ mod tests {
         let mut errors = Vec::new();
         parse_file(&mut SourceMap::new(), &main, &mut errors);
         assert!(matches!(
-            errors[0].kind,
+            *errors[0].kind,
             DiagnosticKind::IncludeUnreadable { .. }
         ));
         assert!(errors[0].location.is_some());
