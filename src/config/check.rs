@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use crate::agent::protocol::FrontEnd;
 
-use super::diagnostic::{Diagnostic, DiagnosticKind};
+use super::diagnostic::{Diagnostic, DiagnosticKind, MAX_MESSAGES};
 use super::model::{Config, Host, Resource};
 use super::place::clean;
 use super::source::Span;
@@ -58,6 +58,9 @@ pub fn clashes(config: &Config) -> Vec<Diagnostic> {
         errors: Vec::new(),
     };
     for resource in &config.resources {
+        if checker.errors.len() >= MAX_MESSAGES {
+            break;
+        }
         let [first, second] = &resource.hosts;
         if first.address == second.address {
             let kind = DiagnosticKind::SameAddress {

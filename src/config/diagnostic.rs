@@ -13,6 +13,10 @@ use std::fmt;
 
 use super::source::Location;
 
+/// Messages of one run: what follows is rarely about another mistake, and each costs a look at
+/// its line.
+pub const MAX_MESSAGES: usize = 20;
+
 /// Characters of one source line that a message shows at most.
 const SHOWN_COLUMNS: usize = 160;
 /// Characters of one word that a message shows at most.

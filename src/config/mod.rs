@@ -53,11 +53,9 @@ pub use place::{MAX_MINOR, MAX_SOCKET_PATH};
 pub use read::MAX_NODE_ID;
 pub use source::{Location, Span};
 
+use diagnostic::MAX_MESSAGES;
 use source::SourceMap;
 use syntax::Item;
-
-/// Messages of one run; what follows is rarely about another mistake.
-const MAX_MESSAGES: usize = 20;
 
 /// Our own file.
 const OWN_FILE: &str = "/etc/lockstep/lockstep.conf";
@@ -114,15 +112,12 @@ impl Config {
         let draft = read::read(&sources, items, &mut notes);
         let mut config = resolve::resolve(sources, draft, &mut notes);
         notes.extend(check::clashes(&config));
-        let (mut errors, mut warnings): (Vec<_>, Vec<_>) = notes
-            .into_iter()
-            .partition(|note| note.severity() == Severity::Error);
-        if !errors.is_empty() {
-            errors.truncate(MAX_MESSAGES);
-            return Err(errors);
+        if !notes.is_empty() {
+            notes.truncate(MAX_MESSAGES);
+            return Err(notes);
         }
-        warnings.extend(check::unauthenticated(&config));
-        config.warnings = warnings;
+        let unauthenticated = check::unauthenticated(&config);
+        config.warnings.extend(unauthenticated);
         Ok(config)
     }
 }

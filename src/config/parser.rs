@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::diagnostic::{Diagnostic, DiagnosticKind, shown};
+use super::diagnostic::{Diagnostic, DiagnosticKind, MAX_MESSAGES, shown};
 use super::lexer::{Token, TokenKind, lex};
 use super::source::{SourceMap, Span, expand_glob, is_glob};
 use super::syntax::{Item, Word};
@@ -73,7 +73,7 @@ fn parse_source(
     if !lex_errors.is_empty() {
         parser.errors.clear();
     }
-    for (kind, span) in lex_errors {
+    for (kind, span) in lex_errors.into_iter().take(MAX_MESSAGES) {
         parser.error(kind, span);
     }
     errors.append(&mut parser.errors);
@@ -174,8 +174,10 @@ struct Parser<'a> {
 
 impl Parser<'_> {
     fn error(&mut self, kind: DiagnosticKind, span: Span) {
-        self.errors
-            .push(Diagnostic::new(kind).at(self.sources.locate(span)));
+        if self.errors.len() < MAX_MESSAGES {
+            self.errors
+                .push(Diagnostic::new(kind).at(self.sources.locate(span)));
+        }
     }
 
     /// Items up to the `}` of the innermost open section, which is taken, or the end.

@@ -623,6 +623,20 @@ fn several_mistakes_are_reported_together() {
 }
 
 #[test]
+fn a_large_bad_file_is_refused_soon() {
+    for piece in [
+        "x;",
+        "} ",
+        "\u{1}",
+        "resource r { }",
+        "common { disk { al-extents 1; } }",
+    ] {
+        let text = piece.repeat(60_000);
+        assert!(Config::parse_str("f", &text).unwrap_err().len() <= MAX_MESSAGES);
+    }
+}
+
+#[test]
 fn a_file_of_the_default_places_is_chosen_in_order() {
     let dir = tempfile::tempdir().unwrap();
     let (own, drbd) = (dir.path().join("own"), dir.path().join("drbd"));
