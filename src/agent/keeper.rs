@@ -342,6 +342,7 @@ impl Keeper {
         match order {
             Order::Up => {
                 self.want_everything();
+                self.status.set_trouble(None);
                 self.bring_up(DRAIN_ORDERED).await?;
             }
             Order::Down => self.down().await?,
@@ -714,7 +715,9 @@ impl Keeper {
             return;
         }
         let view = self.status.view().await;
-        let newer = term_of(&view.term).is_some_and(|term| Some(term) > self.reign);
+        // This node's own term also rises without another reign between: at reconnects.
+        let newer = term_of(&view.term)
+            .is_some_and(|term| term.node.0 != self.plan.serve.node && Some(term) > self.reign);
         let peer_reigns = view.connections.iter().any(|c| c.peer_role == "Primary");
         if newer || peer_reigns {
             return self.abandon("another node has been primary since").await;
