@@ -779,7 +779,7 @@ fn on_notice(fronts: Option<&Fronts>, socket: &Path, status: &Rc<Status>, notice
         }
         // Deleted by the order that stopped it.
         Ok(ServeNotice::DeviceStopped { .. }) => {}
-        Ok(ServeNotice::Changed(what)) => info!(what),
+        Ok(ServeNotice::Changed(what)) => tracing::debug!(what),
         Err(error) => warn!(%error, "notice not understood"),
     }
 }
