@@ -74,6 +74,9 @@ impl Engine {
             LocalWrites::default()
         };
         v.own_disk = OwnDisk::Current;
+        v.log_in_flight = false;
+        v.pages_in_flight = false;
+        v.flushing = false;
         let log: &[u32] = if v.crashed { &image.log } else { &[] };
         v.log = ActivityLog::new(slots, log);
         v.log.note_all(LastWrite {
@@ -97,7 +100,10 @@ impl Engine {
             v.superblock.inconsistent = true;
         }
         let proven = v.proven_current() || trust;
-        v.peer_current = v.peer().known && !v.peer().outdated;
+        // The peer may hold our generation unless a newer one was made since, or (base still set)
+        // a sync toward it had not come to its end.
+        let peer = v.peer();
+        v.peer_current = peer.known && (peer.base.is_fresh() || !peer.outdated);
         let state = match () {
             () if v.superblock.inconsistent || v.superblock.current.is_fresh() => {
                 DiskState::Inconsistent
@@ -268,8 +274,7 @@ impl Engine {
             ) {
                 self.set_replication(index, ReplicationState::Established);
             }
-            // What was acknowledged but not durable there went with the disk.
-            self.end_transfer();
+            self.end_volume_transfer(index);
         }
         self.recheck = true;
         self.progress = true;

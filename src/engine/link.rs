@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use super::action::{Action, Notice};
 use super::bitmap::PAGE_WORDS;
+use super::config::VoteMode;
 use super::handshake::{Extent, Misfit, Side, Verdict, decide};
 use super::ids::{Buffer, CommandId, Generation, LinkId, NodeId, Session, Term, Time};
 use super::message::{BitmapChunk, Envelope, Message, NodeState, VolumeState};
@@ -25,6 +26,7 @@ use super::reason::{LinkLoss, Refusal};
 use super::resource::{Engine, broken};
 use super::status::{ConnectionState, DiskState, ReplicationState, Role};
 use super::sync::Sync;
+use super::volume::Mint;
 
 /// Silence after which a ping is sent while an answer is owed.
 const OWED_SILENCE: Duration = Duration::from_secs(1);
@@ -69,6 +71,8 @@ pub(super) struct Link {
     since: Time,
     last_received: Time,
     last_ping: Option<Time>,
+    /// Since when the peer owes an answer.
+    owed_since: Option<Time>,
     frames_sent: u64,
     frames_received: u64,
     /// Frames of older terms are refused.
@@ -124,6 +128,7 @@ impl Engine {
             since: self.now,
             last_received: self.now,
             last_ping: None,
+            owed_since: None,
             frames_sent: 0,
             frames_received: 0,
             floor: Term::ZERO,
@@ -423,10 +428,10 @@ impl Engine {
         };
         if greeting.theirs.as_ref().is_none_or(replaces) {
             greeting.theirs = Some(state);
+            // The peer changed before it agreed: what we agreed to is void.
             greeting.agree_received = false;
-            if !greeting.agree_sent {
-                greeting.pending = None;
-            }
+            greeting.agree_sent = false;
+            greeting.pending = None;
         }
         self.progress = true;
     }
@@ -717,6 +722,8 @@ impl Engine {
     ) -> u64 {
         let term = self.term;
         let generation = self.fresh_generation();
+        let voter = self.config.vote == VoteMode::Voter;
+        let mut minted = false;
         let v = &mut self.volumes[index];
         let agreed = theirs.map_or(v.size, |t| {
             agreed_size(v.superblock.agreed_size, v.capacity, t)
@@ -737,7 +744,9 @@ impl Engine {
             if theirs.is_some_and(|t| t.current == v.superblock.current) {
                 // The target is about to become inconsistent: what we have must be told apart
                 // from it, should it be promoted by force.
-                v.new_generation(generation);
+                let version = v.new_generation(generation);
+                v.mint = Some(Mint { version, voter });
+                minted = true;
             }
             if extent != Extent::Bitmap {
                 let stub = stub_generation(session);
@@ -747,7 +756,15 @@ impl Engine {
             }
             v.change_peer(|peer| peer.outdated = true);
         }
-        v.change_peer(|peer| {
+        if minted && voter {
+            let volume = v.id;
+            self.out.push(Action::RecordAtVoter {
+                volume,
+                generation,
+                term,
+            });
+        }
+        self.volumes[index].change_peer(|peer| {
             peer.known = true;
             peer.session = session;
             peer.session_pending = Session::default();
@@ -804,10 +821,11 @@ impl Engine {
             peer.want_full = false;
             peer.outdated = false;
         });
+        // The mark of a crashed reign stays until the end: with it stays the log that says what
+        // may differ.
         let version = v.change(|superblock| {
             superblock.inconsistent = true;
             superblock.outdated = false;
-            superblock.primary = false;
         });
         self.set_disk(index, DiskState::Inconsistent);
         version
@@ -963,16 +981,29 @@ impl Engine {
             || self.waits_for_peer()
     }
 
-    fn silence_limit(&self) -> Duration {
-        OWED_SILENCE + self.config.timeouts.ping_timeout * PING_TIMES
+    /// Notes since when something is owed: silence before that means nothing.
+    pub(super) fn settle_owed(&mut self) {
+        let (owed, now) = (self.owed(), self.now);
+        if let Some(link) = self.link.as_mut() {
+            link.owed_since = owed.then(|| link.owed_since.unwrap_or(now));
+        }
     }
 
-    fn ping_after(&self) -> Duration {
-        if self.owed() {
-            OWED_SILENCE
-        } else {
-            self.config.timeouts.ping_interval
-        }
+    /// When a ping is due, and when silence ends the link.
+    fn silence_deadlines(&self) -> Option<(Time, Option<Time>)> {
+        let link = self.link.as_ref()?;
+        let Some(owed) = link.owed_since else {
+            let quiet = link.last_received.max(link.since);
+            return Some((quiet.after(self.config.timeouts.ping_interval), None));
+        };
+        let start = link.last_received.max(owed);
+        let ping = link
+            .last_ping
+            .unwrap_or(start)
+            .max(start)
+            .after(OWED_SILENCE);
+        let limit = OWED_SILENCE + self.config.timeouts.ping_timeout * PING_TIMES;
+        Some((ping, Some(start.after(limit))))
     }
 
     fn ko_deadline(&self) -> Option<Time> {
@@ -982,62 +1013,62 @@ impl Engine {
         self.oldest_unacked().map(|since| since.after(limit))
     }
 
+    fn handshake_deadline(&self) -> Option<Time> {
+        let link = self.link.as_ref().filter(|link| !link.replicating())?;
+        Some(link.since.after(self.config.timeouts.handshake))
+    }
+
+    /// When the peer is to be asked to make the transfer log durable.
+    fn flush_deadline(&self) -> Option<Time> {
+        if self.replicating().is_none() || self.transfer.flush_under_way() {
+            return None;
+        }
+        self.transfer.oldest().map(|since| since.after(FLUSH_AGE))
+    }
+
     pub(super) fn check_deadlines(&mut self) {
         self.check_change_deadline();
-        let Some(link) = &self.link else { return };
-        let silent = self.now.since(link.last_received);
-        if !link.replicating() && self.now >= link.since.after(self.config.timeouts.handshake) {
+        let due = |deadline: Option<Time>| deadline.is_some_and(|deadline| self.now >= deadline);
+        let Some((ping, silence)) = self.silence_deadlines() else {
+            return;
+        };
+        if due(self.handshake_deadline()) {
             return self.drop_link(LinkLoss::HandshakeTimeout);
         }
-        if link
-            .last_ping
-            .is_some_and(|_| silent >= self.silence_limit())
-        {
+        if due(silence) {
             return self.drop_link(LinkLoss::PingTimeout);
         }
-        if self
-            .ko_deadline()
-            .is_some_and(|deadline| self.now >= deadline)
-        {
+        if due(self.ko_deadline()) {
             return self.drop_link(LinkLoss::KoCount);
         }
-        let since_ping = link.last_ping.unwrap_or(link.last_received);
-        if self.now >= since_ping.after(self.ping_after())
-            && self.now >= link.last_received.after(self.ping_after())
-        {
+        let flush = due(self.flush_deadline()) || self.transfer.is_long();
+        if self.now >= ping {
             self.send(Message::Ping, None);
             let now = self.now;
             if let Some(link) = self.link.as_mut() {
                 link.last_ping = Some(now);
             }
         }
-        let old = self
-            .transfer
-            .oldest()
-            .is_some_and(|since| self.now >= since.after(FLUSH_AGE));
-        if old || self.transfer.is_long() {
+        if flush {
             self.want_peer_flush();
         }
     }
 
     /// When `Event::Tick` is wanted next.
     pub fn next_deadline(&self) -> Option<Time> {
-        let mut deadlines = vec![self.change_deadline(), self.note_deadline()];
-        if let Some(link) = &self.link {
-            if !link.replicating() {
-                deadlines.push(Some(link.since.after(self.config.timeouts.handshake)));
-            }
-            if link.last_ping.is_some() {
-                deadlines.push(Some(link.last_received.after(self.silence_limit())));
-            }
-            let since_ping = link.last_ping.unwrap_or(link.last_received);
-            deadlines.push(Some(since_ping.after(self.ping_after())));
-            deadlines.push(self.ko_deadline());
-            if link.replicating() && !self.transfer.flush_under_way() {
-                deadlines.push(self.transfer.oldest().map(|since| since.after(FLUSH_AGE)));
-            }
-        }
-        deadlines.into_iter().flatten().min()
+        let (ping, silence) = self.silence_deadlines().unzip();
+        [
+            self.change_deadline(),
+            self.note_deadline(),
+            ping,
+            silence.flatten(),
+            self.handshake_deadline(),
+            self.ko_deadline(),
+            self.flush_deadline(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// Whether the link's stage is the handshake, for `status`.

@@ -576,6 +576,20 @@ impl Engine {
         self.progress = true;
     }
 
+    /// The peer's disk of one volume is gone, and with it what was not durable there. Its
+    /// acknowledgements of writes still under way come on their own.
+    pub(super) fn end_volume_transfer(&mut self, volume: usize) {
+        for entry in self.transfer.end_volume(volume) {
+            if let Kind::Write { track } = entry.kind {
+                self.volumes[volume].bitmap.set_span(entry.span);
+                self.out.push(Action::Untrack { slot: track });
+            }
+        }
+        self.volumes[volume].log.forget_transfers();
+        self.recheck = true;
+        self.progress = true;
+    }
+
     // ---- reads ----
 
     fn start_read(&mut self, key: u64, mut read: ReadRequest) {

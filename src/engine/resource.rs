@@ -70,6 +70,7 @@ pub(super) enum Pending {
     /// Source of a sync: block read (or read and hashed).
     SyncRead {
         id: u64,
+        buffer: u32,
     },
     /// Target of a sync: hash for comparison.
     SyncHash {
@@ -225,6 +226,7 @@ impl Engine {
         self.settle_writes();
         self.settle_sync();
         self.settle_tracking();
+        self.settle_owed();
     }
 
     fn on_command(&mut self, id: CommandId, command: Command) {
@@ -273,7 +275,9 @@ impl Engine {
             Pending::PeerRead { id, len, buffer } => {
                 self.peer_read_done(volume, id, len, buffer, failed)
             }
-            Pending::SyncRead { id } => self.sync_read_done(volume, id, hash, failed),
+            Pending::SyncRead { id, buffer } => {
+                self.sync_read_done(volume, (id, buffer), hash, failed)
+            }
             Pending::SyncHash { item } => self.sync_hash_done(volume, item, hash, failed),
             Pending::Quiesce(purpose) => self.quiesce_done(volume, purpose, failed),
         }

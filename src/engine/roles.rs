@@ -152,7 +152,7 @@ impl Engine {
             let peer_good = connected && v.peer_disk == DiskState::UpToDate;
             let proven = connected
                 || v.proven_current()
-                || ground == Ground::Voter
+                || matches!(ground, Ground::Voter | Ground::Recovered)
                 || broken!(self, TrustOwnUptodate);
             match v.disk {
                 DiskState::UpToDate | DiskState::Consistent if proven || force => None,

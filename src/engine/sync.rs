@@ -21,8 +21,6 @@ enum Stage {
     Reading,
     /// Sent as data, or as a hash.
     Sent,
-    /// The sync is over; only the disk still uses the buffer.
-    Abandoned,
 }
 
 /// A block on its way.
@@ -72,9 +70,7 @@ impl Sync {
     }
 
     fn claims(&self, span: Span) -> bool {
-        self.blocks
-            .values()
-            .any(|block| block.stage != Stage::Abandoned && block.span.overlaps(span))
+        self.blocks.values().any(|block| block.span.overlaps(span))
     }
 }
 
@@ -155,7 +151,13 @@ impl Engine {
             return;
         }
         self.set_stage(volume, id, Stage::Reading);
-        let io = self.begin(volume, Pending::SyncRead { id });
+        let io = self.begin(
+            volume,
+            Pending::SyncRead {
+                id,
+                buffer: block.buffer,
+            },
+        );
         let (vol, span) = (self.volumes[volume].id, block.span);
         let buffer = Buffer::Resync(block.buffer);
         self.out.push(if block.compare {
@@ -194,11 +196,6 @@ impl Engine {
             && let Some(block) = sync.blocks.remove(&id)
         {
             self.sync_buffers.push(block.buffer);
-            if sync.blocks.is_empty()
-                && self.volumes[volume].replication != ReplicationState::SyncSource
-            {
-                self.volumes[volume].sync = None;
-            }
         }
         self.progress = true;
     }
@@ -206,16 +203,16 @@ impl Engine {
     pub(super) fn sync_read_done(
         &mut self,
         volume: usize,
-        id: u64,
+        (id, buffer): (u64, u32),
         hash: Option<[u8; 32]>,
         failed: Option<i32>,
     ) {
         let Some(block) = self.block(volume, id) else {
+            // The sync has ended meanwhile; only the disk still used the buffer.
+            self.sync_buffers.push(buffer);
+            self.progress = true;
             return;
         };
-        if block.stage == Stage::Abandoned {
-            return self.drop_block(volume, id);
-        }
         if let Some(errno) = failed {
             self.drop_block(volume, id);
             return self.fail_disk(volume, errno);
@@ -383,24 +380,16 @@ impl Engine {
         self.progress = true;
     }
 
-    /// The link is gone, or this node's disk: blocks that the disk still fills keep their buffer.
+    /// The link is gone, or a disk: buffers that the disk still fills come back on their own.
     pub(super) fn abandon_sync(&mut self, volume: usize) {
-        let Some(sync) = self.volumes[volume].sync.as_mut() else {
+        let Some(sync) = self.volumes[volume].sync.take() else {
             return;
         };
-        let mut freed = Vec::new();
-        sync.blocks.retain(|_, block| {
-            let reading = matches!(block.stage, Stage::Reading | Stage::Abandoned);
-            block.stage = Stage::Abandoned;
-            if !reading {
-                freed.push(block.buffer);
-            }
-            reading
-        });
-        if sync.blocks.is_empty() {
-            self.volumes[volume].sync = None;
-        }
-        self.sync_buffers.extend(freed);
+        let idle = sync
+            .blocks
+            .values()
+            .filter(|block| block.stage != Stage::Reading);
+        self.sync_buffers.extend(idle.map(|block| block.buffer));
         self.progress = true;
     }
 

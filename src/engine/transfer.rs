@@ -190,6 +190,23 @@ impl Transfer {
         self.unacked.values().next().map(|(_, since)| *since)
     }
 
+    /// The peer's disk of one volume is gone: hands out that volume's entries.
+    pub(super) fn end_volume(&mut self, volume: usize) -> Vec<Entry> {
+        let ended: Vec<Entry> = self
+            .entries
+            .iter()
+            .filter(|entry| entry.volume == volume)
+            .copied()
+            .collect();
+        self.entries.retain(|entry| entry.volume != volume);
+        for entry in &ended {
+            if let Kind::Write { track } = entry.kind {
+                self.tracks.push(track);
+            }
+        }
+        ended
+    }
+
     /// The session is over: hands out the entries, the keys of unfinished writes and the
     /// application flushes that waited.
     pub(super) fn end(&mut self) -> (Vec<Entry>, Vec<u64>, Vec<u64>) {

@@ -7,13 +7,14 @@
 //! descriptor to another process passes the right along. (`fcntl` record locks would belong to
 //! the process and end at any close in it.)
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
     AtFlags, FallocateFlags, FileType, FlockOperation, Mode, OFlags, SeekFrom, StatxFlags,
 };
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::metadata::Step;
@@ -49,14 +50,14 @@ pub enum OpenError {
 }
 
 /// What kind of disk it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DiskKind {
     Block { major: u32, minor: u32 },
     File,
 }
 
 /// What a disk can do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskTraits {
     pub kind: DiskKind,
     pub bytes: u64,
@@ -102,17 +103,36 @@ impl Disk {
     }
 
     fn open_as(path: &Path, access: Access) -> Result<Disk, OpenError> {
-        let kind = kind_of(path)?;
+        let stat = rustix::fs::stat(path).map_err(|e| io_error(path, e))?;
+        let kind = kind_of(&stat).ok_or_else(|| OpenError::NotADisk {
+            path: path.to_path_buf(),
+        })?;
         let fd = open_fd(path, kind, access)?;
         if access == Access::Exclusive && kind == DiskKind::File {
             lock_file(path, fd.as_fd())?;
         }
+        Disk::examined(fd, path, kind).map_err(|errno| open_error(path, kind, errno))
+    }
+
+    /// Takes over a disk that another process has opened with [`Disk::open`]. Where sysfs cannot
+    /// be reached, what it would tell counts as unknown.
+    pub fn from_fd(fd: OwnedFd) -> Result<Disk, OpenError> {
+        // For messages only.
+        let path = PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+        let path = std::fs::read_link(&path).unwrap_or(path);
+        let stat = rustix::fs::fstat(&fd).map_err(|e| io_error(&path, e))?;
+        let Some(kind) = kind_of(&stat) else {
+            return Err(OpenError::NotADisk { path });
+        };
+        Disk::examined(fd, &path, kind).map_err(|errno| io_error(&path, errno))
+    }
+
+    fn examined(fd: OwnedFd, path: &Path, kind: DiskKind) -> Result<Disk, Errno> {
         let mut bounce = Bounce::new();
         let traits = match kind {
             DiskKind::Block { major, minor } => block_traits(fd.as_fd(), major, minor),
             DiskKind::File => file_traits(fd.as_fd(), &mut bounce),
-        };
-        let traits = traits.map_err(|errno| open_error(path, kind, errno))?;
+        }?;
         Ok(Disk {
             fd,
             path: path.to_path_buf(),
@@ -270,17 +290,15 @@ fn io_error(path: &Path, errno: Errno) -> OpenError {
     }
 }
 
-fn kind_of(path: &Path) -> Result<DiskKind, OpenError> {
-    let stat = rustix::fs::stat(path).map_err(|e| io_error(path, e))?;
+/// `None` for what is no disk.
+fn kind_of(stat: &rustix::fs::Stat) -> Option<DiskKind> {
     match FileType::from_raw_mode(stat.st_mode) {
-        FileType::BlockDevice => Ok(DiskKind::Block {
+        FileType::BlockDevice => Some(DiskKind::Block {
             major: rustix::fs::major(stat.st_rdev),
             minor: rustix::fs::minor(stat.st_rdev),
         }),
-        FileType::RegularFile => Ok(DiskKind::File),
-        _ => Err(OpenError::NotADisk {
-            path: path.to_path_buf(),
-        }),
+        FileType::RegularFile => Some(DiskKind::File),
+        _ => None,
     }
 }
 

@@ -24,6 +24,9 @@ mod metadata;
 pub mod probe;
 mod recover;
 mod superblock;
+
+#[cfg(test)]
+mod disk_tests;
 #[cfg(test)]
 mod tests;
 
@@ -34,5 +37,5 @@ pub mod format {
 pub use layout::{BLOCK, EXTENT, LOG_AREA, Layout, LayoutError, MAX_PEERS, Placement};
 pub use log::LogFault;
 pub use metadata::{Copy, Format, Metadata, PlanError, Step};
-pub use recover::{Damage, Medium, ReadAt, RecoverError, Recovered, recover};
+pub use recover::{Damage, Medium, ReadAt, RecoverError, Recovered, adopt, recover};
 pub use superblock::{CopyFault, VERSION};

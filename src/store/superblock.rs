@@ -391,3 +391,36 @@ fn decode_peer(raw: &RawPeer) -> PeerRecord {
         session_pending: Session(raw.session_pending.get()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::mem::offset_of;
+
+    use super::*;
+
+    /// The table in FORMAT.md.
+    #[test]
+    fn fields_are_where_the_format_says() {
+        let documented = [
+            (offset_of!(RawSuperblock, version), 8),
+            (offset_of!(RawSuperblock, own_offset), 20),
+            (offset_of!(RawSuperblock, usable), 60),
+            (offset_of!(RawSuperblock, logical_block), 100),
+            (offset_of!(RawSuperblock, log_slots), 108),
+            (offset_of!(RawSuperblock, log_number), 116),
+            (offset_of!(RawSuperblock, flags), 124),
+            (offset_of!(RawSuperblock, agreed_size), 132),
+            (offset_of!(RawSuperblock, current), 140),
+            (offset_of!(RawSuperblock, unflushed_boot), 164),
+            (offset_of!(RawSuperblock, history), 236),
+            (offset_of!(RawSuperblock, peers), 492),
+            (offset_of!(RawSuperblock, flux), 1212),
+            (offset_of!(RawSuperblock, sums), 1276),
+            (offset_of!(RawSuperblock, tail), 3324),
+            (size_of::<RawPeer>(), 48),
+        ];
+        for (found, written) in documented {
+            assert_eq!(found, written);
+        }
+    }
+}

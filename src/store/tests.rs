@@ -609,6 +609,93 @@ fn damage_sets_no_bit_beyond_the_volume() {
     assert_eq!(set, layout.bits());
 }
 
+/// Metadata around a bitmap that was there before: dirty bits stay, nothing counts as damaged, and
+/// the place of the older superblock is written last.
+#[test]
+fn adopted_bitmaps_keep_their_bits() {
+    let (mut disk, meta) = fresh(1);
+    let layout = *meta.layout();
+    let state = meta.superblock().clone();
+    disk.put(layout.slot_offset(0), &[0x81; 4096]);
+    let unreadable = layout.slot_offset(0) + 3 * 4096;
+    disk.unreadable.insert(unreadable / 512);
+    let (_, steps) = adopt(&mut disk, layout, 99, state);
+    let last = steps.iter().rev().find_map(|s| match s {
+        Step::Write { offset, .. } => Some(*offset),
+        Step::Flush => None,
+    });
+    assert_eq!(last, Some(layout.super_offset()));
+    disk.run_all(&steps);
+    for readable in [false, true] {
+        if readable {
+            disk.unreadable.clear();
+        }
+        let found = recover(&mut disk, &medium(DEVICE)).unwrap();
+        assert_eq!(
+            found.damage.groups,
+            [3],
+            "only the page that could not be read"
+        );
+        assert!(
+            found.image.bitmap[..512]
+                .iter()
+                .all(|w| *w == 0x8181_8181_8181_8181)
+        );
+        assert!(
+            found.image.bitmap[3 * 512..4 * 512]
+                .iter()
+                .all(|w| *w == u64::MAX)
+        );
+        assert!(found.image.bitmap[4 * 512..].iter().all(|w| *w == 0));
+    }
+}
+
+/// A volume with more extents than the log has slots, whose log proves nothing after a crash as
+/// primary: everything is dirty, and stays so through crashes until its pages are written.
+#[test]
+fn large_volumes_without_log_are_all_dirty() {
+    const LARGE: u64 = 30 << 30;
+    let layout = Layout::internal(LARGE, 1, 512).unwrap();
+    assert!(layout.extents() > u32::from(Layout::max_al_extents()));
+    let (mut meta, format) = Metadata::create(layout, 5, NodeId(0));
+    let mut disk = MemDisk::default();
+    disk.run_all(&format.write);
+    let primary = Superblock {
+        primary: true,
+        ..meta.superblock().clone()
+    };
+    disk.run_all(&meta.plan(&MetaOp::Superblock(Box::new(primary))).unwrap());
+    disk.run_all(&meta.plan(&log_op(&[1, 7000])).unwrap());
+    disk.flip(layout.ring_offset(2), 77);
+    let found = recover(&mut disk, &medium(LARGE)).unwrap();
+    let dirty = |r: &Recovered| -> u64 {
+        r.image
+            .bitmap
+            .iter()
+            .map(|w| u64::from(w.count_ones()))
+            .sum()
+    };
+    assert_eq!((found.image.log.len(), dirty(&found)), (0, layout.bits()));
+    let clean = MetaOp::Bitmap {
+        slot: 0,
+        pages: vec![(0, vec![0; 4096].into_boxed_slice())],
+    };
+    for ops in [vec![log_op(&[3])], vec![log_op(&[3]), clean]] {
+        let mut meta = found.metadata.clone();
+        let steps: Vec<Step> = ops.iter().flat_map(|op| meta.plan(op).unwrap()).collect();
+        for cut in 0..=steps.len() {
+            let mut disk = disk.clone();
+            disk.run_all(&steps[..cut]);
+            disk.crash(|| true);
+            let found = recover(&mut disk, &medium(LARGE)).unwrap();
+            // The page counts as written when the last superblock write is on disk.
+            let cleaned = ops.len() == 2 && cut + 1 >= steps.len();
+            let expected = layout.bits() - if cleaned { 32768 } else { 0 };
+            assert_eq!(dirty(&found), expected, "after {cut} of {steps:?}");
+        }
+    }
+}
+
 /// Makes the image of the fixture: every kind of operation, on the smallest device.
 fn fixture() -> (MemDisk, u64) {
     let device = 14 * 4096 + 512;

@@ -180,21 +180,31 @@ impl Server {
     }
 
     pub fn finish(mut self) -> Summary {
+        self.join().unwrap().unwrap()
+    }
+
+    /// Stops the server; a server that does not end is a failure, not a hang.
+    fn join(&mut self) -> Option<std::thread::Result<Summary>> {
         self.begin_stop();
-        self.thread.take().unwrap().join().unwrap()
+        let start = Instant::now();
+        while !self.has_ended() {
+            if start.elapsed() > Duration::from_secs(20) {
+                assert!(std::thread::panicking(), "the server does not stop");
+                return None;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.thread.take().map(JoinHandle::join)
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.begin_stop();
         if let Ok(mut state) = self.state.lock() {
             state.hold = false;
         }
-        if let Some(thread) = self.thread.take() {
-            let ended = thread.join();
-            assert!(std::thread::panicking() || ended.is_ok());
-        }
+        let ended = self.join();
+        assert!(std::thread::panicking() || ended.is_none_or(|end| end.is_ok()));
     }
 }
 

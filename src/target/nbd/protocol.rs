@@ -100,7 +100,7 @@ pub const MAX_REQUEST: u32 = 32 << 20;
 /// than the engine takes at once.
 pub const CUT: u64 = 64 << 20;
 
-/// What a client wants to do with a block size of 4096 in mind; larger blocks do not help us.
+/// Block size in bytes that clients are advised to use: a page, the unit of most disks.
 const PREFERRED_BLOCK: u32 = 4096;
 
 /// The greeting.

@@ -105,6 +105,15 @@ pub enum UblkError {
     },
     #[error("bad parameters for ublk device {id}: {reason}")]
     Geometry { id: u32, reason: GeometryError },
+    #[error(
+        "ublk device {id} has {queues} queues and requests of up to {max_io_bytes} bytes: \
+         this program did not make it"
+    )]
+    Incompatible {
+        id: u32,
+        queues: u16,
+        max_io_bytes: u32,
+    },
     #[error("cannot open /dev/ublkc{id}: {errno}")]
     CharDevice { id: u32, errno: Errno },
     #[error("cannot map memory for ublk device {id}: {errno}")]

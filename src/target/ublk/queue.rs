@@ -33,9 +33,6 @@ use super::{MAX_RANGE, UblkError};
 use crate::engine::{IoFailure, Op, Span};
 use crate::target::{MAX_DATA, Target, TargetEvent};
 
-/// The driver rounds the descriptor area up to this; x86 and arm64 kernels with 4 KiB pages.
-const PAGE: usize = 4096;
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum TagState {
     Idle,
@@ -69,10 +66,20 @@ impl UblkQueue {
     /// Tries again until `limit` while the node is not there yet or a predecessor has it open.
     pub fn open(info: &DeviceInfo, size: u64, limit: Duration) -> Result<UblkQueue, UblkError> {
         let id = info.id;
+        // Larger requests would run into the buffer of the next tag.
+        if info.queues != 1 || info.max_io_bytes > MAX_DATA {
+            return Err(UblkError::Incompatible {
+                id,
+                queues: info.queues,
+                max_io_bytes: info.max_io_bytes,
+            });
+        }
         let depth = usize::from(info.depth);
         let memory = |errno| UblkError::Memory { id, errno };
         let device = open_char_device(id, limit)?;
-        let area = (depth * size_of::<sys::ublksrv_io_desc>()).next_multiple_of(PAGE);
+        let area = depth * size_of::<sys::ublksrv_io_desc>();
+        // The driver insists on whole pages.
+        let area = area.next_multiple_of(rustix::param::page_size());
         Ok(UblkQueue {
             id,
             descriptors: Mapping::of_device(&device, area).map_err(memory)?,
@@ -168,6 +175,16 @@ impl UblkQueue {
         if !self.stopped && self.tags.iter().all(over) {
             self.stopped = true;
             events.push(TargetEvent::Stopped);
+        }
+    }
+}
+
+/// A queue that is dropped before its end leaves its buffers mapped: commands with the kernel name
+/// their addresses, and memory that came there later would be written to.
+impl Drop for UblkQueue {
+    fn drop(&mut self) {
+        if self.tags.contains(&TagState::Fetching) {
+            self.buffers.leak();
         }
     }
 }
@@ -359,10 +376,18 @@ impl Mapping {
         let address = unsafe { rustix::mm::mmap_anonymous(ptr::null_mut(), len, access, flags) }?;
         Ok(Mapping { address, len })
     }
+
+    /// Stays mapped until the process ends.
+    fn leak(&mut self) {
+        self.len = 0;
+    }
 }
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        if self.len == 0 {
+            return;
+        }
         // SAFETY: our own mapping, and nothing refers to it any more: slices of it borrow the
         // queue, and commands with the kernel hold the pages themselves while they copy.
         let unmapped = unsafe { rustix::mm::munmap(self.address, self.len) };

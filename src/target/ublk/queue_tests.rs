@@ -1,7 +1,9 @@
 //! The queue against a ring that only takes notes, with descriptors written by the test.
 
-use super::*;
 use std::os::fd::OwnedFd;
+
+use super::*;
+use crate::target::ublk::DeviceState;
 
 /// Keeps the tokens of what was submitted; refuses when `room` is used up.
 struct Notes {
@@ -35,7 +37,7 @@ fn queue(depth: usize) -> UblkQueue {
         id: 0,
         device,
         // Anonymous here, so that the test can write the descriptors.
-        descriptors: Mapping::anonymous(PAGE).unwrap(),
+        descriptors: Mapping::anonymous(4096).unwrap(),
         buffers: Mapping::anonymous(depth * MAX_DATA as usize).unwrap(),
         tags: vec![TagState::Idle; depth],
         backlog: VecDeque::new(),
@@ -229,4 +231,50 @@ fn failures_become_errors_that_the_block_layer_knows() {
     for (failure, errno) in cases {
         assert_eq!(errno_of(failure), errno);
     }
+}
+
+#[test]
+fn a_device_with_larger_requests_than_buffers_is_refused() {
+    let info = DeviceInfo {
+        id: 4_000_000,
+        state: DeviceState::Quiesced,
+        server: None,
+        depth: 16,
+        queues: 1,
+        max_io_bytes: MAX_DATA,
+        cookie: 0,
+    };
+    let open = |info: &DeviceInfo| UblkQueue::open(info, SIZE, Duration::ZERO).err();
+    // Without fault as far as its figures go; there is no such device.
+    assert!(matches!(open(&info), Some(UblkError::CharDevice { .. })));
+    let larger = DeviceInfo {
+        max_io_bytes: MAX_DATA + 4096,
+        ..info
+    };
+    assert!(matches!(
+        open(&larger),
+        Some(UblkError::Incompatible { .. })
+    ));
+    let more = DeviceInfo { queues: 2, ..info };
+    assert!(matches!(open(&more), Some(UblkError::Incompatible { .. })));
+}
+
+#[test]
+fn buffers_outlive_a_queue_that_the_kernel_still_uses() {
+    let mapped = |address: u64| {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        maps.lines().any(|line| {
+            let range = line
+                .split(' ')
+                .next()
+                .and_then(|range| range.split_once('-'));
+            let bound = |text: &str| u64::from_str_radix(text, 16).unwrap();
+            range.is_some_and(|(low, high)| bound(low) <= address && address < bound(high))
+        })
+    };
+    let mut fetching = queue(1);
+    let address = fetching.buffer_address(0);
+    fetching.start(&mut ring()).unwrap();
+    drop(fetching);
+    assert!(mapped(address));
 }
