@@ -153,7 +153,6 @@ pub enum DiskOp {
     MetaWrite {
         offset: u64,
         bytes: Vec<u8>,
-        fua: bool,
     },
     Flush,
 }
@@ -296,7 +295,7 @@ impl Disk {
                 return Some(DiskResult::Done);
             }
             DiskOp::Write { start, stamps, fua } => (Payload::Data(start, stamps), fua),
-            DiskOp::MetaWrite { offset, bytes, fua } => (Payload::Meta(offset, bytes), fua),
+            DiskOp::MetaWrite { offset, bytes } => (Payload::Meta(offset, bytes), false),
         };
         self.completions += 1;
         match fault {
@@ -412,7 +411,7 @@ impl Disk {
                 DiskOp::Write { start, stamps, .. } => {
                     self.lose(Payload::Data(start, stamps), keep, rng);
                 }
-                DiskOp::MetaWrite { offset, bytes, .. } => {
+                DiskOp::MetaWrite { offset, bytes } => {
                     self.lose(Payload::Meta(offset, bytes), keep, rng);
                 }
                 DiskOp::Read { .. } | DiskOp::Flush => {}

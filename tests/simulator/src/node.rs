@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, VecDeque};
 
 use lockstep::engine::{
     Buffer, Config, Engine, Event, Generation, IoId, MetaOp, RequestId, ResourceStatus, Session,
-    Span, Superblock, Term, Time,
+    Span, Superblock, Term, Time, VolumeImage,
 };
 
 use crate::disk::{Disk, OpId, SECTOR};
-use crate::meta::{self, Recovered};
+use crate::meta;
 use crate::network::Payload;
 use crate::oracle::{Moment, WriteId};
 use crate::schedule::Instant;
@@ -289,12 +289,12 @@ impl Node {
     }
 
     /// What recovery would find on a volume's disk now.
-    pub fn recover(&self, volume: usize) -> Option<Recovered> {
-        meta::recover(&self.disks[volume])
+    pub fn recover(&self, volume: usize) -> Option<VolumeImage> {
+        meta::recover(&self.disks[volume]).ok().map(|(image, _)| image)
     }
 
     pub fn superblock(&self, volume: usize) -> Option<Superblock> {
-        self.recover(volume).map(|r| r.superblock)
+        meta::superblock(&self.disks[volume])
     }
 
     /// Whether the copy is, after its own record, unfit for promotion.

@@ -263,6 +263,32 @@ impl Oracle {
         id
     }
 
+    /// The next data plane of `node` takes up a write that its predecessor left behind.
+    pub fn resubmit(&mut self, id: WriteId, node: usize) {
+        let submitted = self.tick();
+        let write = &mut self.writes[id];
+        write.submitted = submitted;
+        write.received = None;
+        let (volume, start, end) = (write.volume, write.start, write.start + write.count);
+        if let Some(model) = &mut self.models[node] {
+            for sector in start..end {
+                let versions = model.versions[volume].entry(sector).or_default();
+                versions.retain(|v| *v != id);
+                versions.push(id);
+            }
+        }
+    }
+
+    /// Whether a stamp in a sector is certainly not what the reign that counts left there.
+    pub fn is_stale(&self, volume: usize, sector: u64, stamp: u64) -> bool {
+        let Some(model) = &self.models[self.authority] else {
+            return false;
+        };
+        let base = model.base[volume].get(sector);
+        let ok = |u: WriteId| self.writes[u].outcome == Outcome::Ok;
+        !self.admissible(model.versions(volume, sector), base, stamp, ok)
+    }
+
     /// The peer's process has the payload of a write in memory.
     pub fn received(&mut self, stamp: u64, incarnation: u32) {
         if let Some(write) = write_of(stamp).and_then(|id| self.writes.get_mut(id)) {

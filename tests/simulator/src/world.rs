@@ -5,7 +5,6 @@
 //! so nothing is re-entered. Checks on the way live in `checks`, faults in `faults`, the operator
 //! in `operator`.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::rc::Rc;
 
@@ -17,7 +16,7 @@ use lockstep::engine::{
 use crate::atlas::Atlas;
 use crate::client::Client;
 use crate::coverage::{Coverage, row};
-use crate::disk::{Disk, DiskFault, DiskOp, DiskResult, OpId, Pages, SECTOR, ZERO, hash};
+use crate::disk::{Disk, DiskFault, DiskOp, DiskResult, EIO, OpId, Pages, SECTOR, ZERO, hash};
 use crate::meta;
 use crate::network::{Delivery, Frame, Network};
 use crate::node::{MetaWork, Node, Origin, Process, Purpose, Received, Request, Target, Wish};
@@ -28,7 +27,7 @@ use crate::schedule::{Instant, MICRO, MILLI, SECOND, Schedule};
 use crate::voter::Voter;
 
 /// Virtual time that the cluster has to recover after the faults have stopped.
-const LIVENESS_LIMIT: Instant = 240 * SECOND;
+pub const LIVENESS_LIMIT: Instant = 240 * SECOND;
 /// Events after which a run is given up: the engine talks to itself.
 const EVENT_LIMIT: u64 = 2_000_000;
 
@@ -82,7 +81,6 @@ pub struct World {
     pub trace: String,
     pub dialing: bool,
     actions: Vec<Action>,
-    seed: u64,
 }
 
 impl World {
@@ -122,7 +120,6 @@ impl World {
             clients,
             plan,
             rng,
-            seed,
         }
     }
 
@@ -521,11 +518,10 @@ impl World {
         if let MetaOp::Log(transaction) = &op {
             process.logging[volume] = Some(transaction.table.as_ref().clone());
         }
-        let steps = match &mut process.stores[volume] {
-            Some(store) => store.plan(&op),
-            None => Default::default(),
-        };
-        process.meta[volume].current = Some(MetaWork { io, op, steps, failed: None });
+        let steps = process.stores[volume].as_mut().and_then(|store| store.plan(&op));
+        let failed = steps.is_none().then_some(EIO);
+        let steps = steps.unwrap_or_default();
+        process.meta[volume].current = Some(MetaWork { io, op, steps, failed });
         self.meta_step(node, volume);
     }
 
@@ -535,15 +531,12 @@ impl World {
         match work.steps.pop_front() {
             Some(step) if work.failed.is_none() => {
                 let op = match step {
-                    meta::Step::Write { offset, bytes, fua } => {
-                        DiskOp::MetaWrite { offset, bytes, fua }
-                    }
+                    meta::Step::Write { offset, bytes } => DiskOp::MetaWrite { offset, bytes },
                     meta::Step::Flush => DiskOp::Flush,
                 };
                 let fault = match &op {
                     DiskOp::MetaWrite { offset, .. } => {
-                        let blocks = meta::vital_blocks(&self.nodes[node].disks[volume]);
-                        self.atlas.metadata_fault(node, *offset, &blocks)
+                        self.atlas.metadata_fault(node, *offset, &meta::vital_blocks())
                     }
                     _ => DiskFault::None,
                 };
@@ -561,6 +554,9 @@ impl World {
             && let Some(work) = &mut process.meta[volume].current
         {
             work.failed = Some(errno);
+            if let Some(store) = &mut process.stores[volume] {
+                store.failed();
+            }
         }
         self.meta_step(node, volume);
     }
@@ -904,19 +900,6 @@ impl World {
     /// Disk contents of a node, all volumes.
     pub fn views(&self, node: usize) -> Vec<&Pages> {
         self.nodes[node].disks.iter().map(Disk::view).collect()
-    }
-
-    /// The seed of this run.
-    pub fn seed(&self) -> u64 {
-        self.seed
-    }
-
-    /// Requests of a node's process by volume, for the summary.
-    pub fn open_requests(&self) -> BTreeMap<usize, usize> {
-        self.nodes
-            .iter()
-            .map(|n| (n.id, n.process.as_ref().map_or(0, |p| p.requests.len())))
-            .collect()
     }
 }
 
