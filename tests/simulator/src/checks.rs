@@ -8,7 +8,7 @@ use lockstep::engine::{
 use lockstep::engine::Protocol;
 
 use crate::disk::{Pages, SECTOR};
-use crate::node::{EXTENT, Origin, Request, Wish};
+use crate::node::{EXTENT, Origin, Request, Target, Wish};
 use crate::oracle::{Check, Outcome, WriteId, stamp_of};
 use crate::world::{Phase, World};
 
@@ -59,7 +59,7 @@ impl World {
             return;
         }
         match request.wish {
-            Wish::Read if ok => {
+            Wish::Read if ok && self.plan.scenario.weights.silent == 0 => {
                 let Request { volume, start, submitted, data, .. } = &request;
                 self.oracle.read(node, *volume, *start, *submitted, data);
             }
@@ -196,7 +196,7 @@ impl World {
                 self.oracle.report(4, Check::Logged, text);
             }
         }
-        let Origin::Peer { session, .. } = origin else { return };
+        let Origin::Peer { session, sync } = origin else { return };
         let Some(process) = &self.nodes[node].process else { return };
         let accepted = process.session;
         if session != accepted {
@@ -211,6 +211,8 @@ impl World {
             .max();
         if let (Some(term), Some(known)) = (term, known)
             && term < known
+            // A source that is promoted in the middle of a sync stays the source.
+            && !sync
         {
             let text = format!("node {node} submits {span} of term {term}, it knows term {known}");
             self.oracle.report(7, Check::Fence, text);
@@ -218,27 +220,36 @@ impl World {
     }
 
     /// A node accepts a new session: nothing of an older one may be on its way to the disk.
-    pub fn check_session(&mut self, node: usize, session: Session) {
+    pub fn check_session(&mut self, node: usize, link: usize) {
         let from = self.nodes[node].process.as_ref().and_then(|p| {
             p.requests.values().filter_map(|r| r.write).filter_map(|id| self.oracle.write(id))
                 .map(|w| w.submitted).min()
         });
         let now = self.oracle.now();
         let Some(process) = &mut self.nodes[node].process else { return };
-        process.session = session;
+        process.session = Session::default();
+        process.session_link = link;
         process.session_from = from.unwrap_or(now);
         process.landed.clear();
-        self.check_drained(node, Some(session), "accepts a session");
+        self.check_drained(node, "accepts a session");
     }
 
-    fn check_drained(&mut self, node: usize, session: Option<Session>, what: &str) {
+    /// The handshake names no session; the first frame after it does.
+    pub fn learn_session(&mut self, node: usize, link: usize, session: Session) {
+        if let Some(process) = &mut self.nodes[node].process
+            && process.session_link == link
+            && process.session == Session::default()
+        {
+            process.session = session;
+        }
+    }
+
+    fn check_drained(&mut self, node: usize, what: &str) {
         let Some(process) = &self.nodes[node].process else { return };
-        let late = process.ios.values().any(|target| match target {
-            crate::node::Target::Write { origin: Origin::Peer { session: s, .. }, .. } => {
-                Some(*s) != session
-            }
-            _ => false,
-        });
+        let late = process
+            .ios
+            .values()
+            .any(|t| matches!(t, Target::Write { origin: Origin::Peer { .. }, .. }));
         if late {
             let text =
                 format!("node {node} {what} while a write of an older session is in flight");
@@ -256,22 +267,25 @@ impl World {
         stamps: &[u64],
     ) {
         let Origin::Peer { session, sync } = origin else { return };
-        let source = self.nodes[1 - node].disks[volume].view();
         let Some(process) = &mut self.nodes[node].process else { return };
-        for (sector, stamp) in (start..).zip(stamps) {
-            if !sync {
-                process.landed.insert((volume, sector), (session, *stamp));
-                continue;
-            }
-            let Some((s, newer)) = process.landed.get(&(volume, sector)) else { continue };
-            if *s == session && newer > stamp && source.get(sector) != *stamp {
-                let text = format!(
-                    "node {node}: a sync block puts {stamp} over the newer {newer} in volume \
-                     {volume} sector {sector}"
-                );
-                self.oracle.report(9, Check::Order, text);
-                return;
-            }
+        if !sync {
+            let landed = (start..).zip(stamps).map(|(s, stamp)| ((volume, s), (session, *stamp)));
+            process.landed.extend(landed);
+            return;
+        }
+        let Some(process) = &self.nodes[node].process else { return };
+        let source = self.nodes[1 - node].disks[volume].view();
+        let newer = (start..).zip(stamps).find_map(|(sector, stamp)| {
+            let (s, newer) = process.landed.get(&(volume, sector))?;
+            let older = *s == session && newer > stamp && source.get(sector) != *stamp;
+            older.then_some((sector, *stamp, *newer))
+        });
+        if let Some((sector, stamp, newer)) = newer {
+            let text = format!(
+                "node {node}: a sync block puts {stamp} over the newer {newer} in volume \
+                 {volume} sector {sector}"
+            );
+            self.oracle.report(9, Check::Order, text);
         }
     }
 
@@ -284,14 +298,15 @@ impl World {
         let connected = process.status.connection.state == ConnectionState::Connected;
         let local = process.status.devices.iter().all(|d| d.disk == DiskState::UpToDate);
         self.note(Some(node), "serve", || format!("forced {forced} connected {connected}"));
-        self.check_drained(node, None, "starts to serve");
+        self.check_drained(node, "starts to serve");
         if !forced {
             for volume in 0..self.plan.volumes {
                 self.check_current(node, volume);
             }
         }
         let other_serves = self.nodes[1 - node].serving();
-        if other_serves && !forced {
+        // After a forced promotion a node's own record may say that the other is out.
+        if other_serves && !forced && self.plan.scenario.weights.force == 0 {
             let text = format!("node {node} serves while node {} does", 1 - node);
             self.oracle.report(6, Check::Promote, text);
         }

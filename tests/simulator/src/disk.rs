@@ -251,13 +251,6 @@ impl Disk {
         !self.flight.is_empty()
     }
 
-    /// Whether a data write is in flight.
-    pub fn writing(&self) -> bool {
-        self.flight
-            .values()
-            .any(|f| matches!(f.op, DiskOp::Write { .. }))
-    }
-
     /// Puts bytes into the metadata area before the run starts.
     pub fn format(&mut self, offset: u64, bytes: &[u8]) {
         write_bytes(&mut self.meta_view, offset, bytes);
@@ -545,7 +538,7 @@ mod tests {
             fua: false,
         };
         let id = disk.submit(op, DiskFault::None);
-        assert!(disk.busy() && disk.writing() && disk.view().get(3) == 1);
+        assert!(disk.busy() && disk.view().get(3) == 1);
         disk.complete(id, &mut rng);
         assert!(!disk.busy() && disk.stable().get(3) == 9);
         assert_eq!(disk.complete(id, &mut rng), None);

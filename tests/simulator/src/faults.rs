@@ -245,6 +245,12 @@ impl World {
             return;
         }
         let node = self.atlas.break_disk();
+        if self.rng.chance(500) {
+            let sectors = self.plan.sectors;
+            let volume = self.rng.below(self.plan.volumes as u64) as usize;
+            let start = self.rng.below(sectors - 64);
+            self.nodes[node].disks[volume].damage(start, 64);
+        }
         self.note(Some(node), "fault", || "disk errors".to_string());
     }
 
@@ -271,6 +277,9 @@ impl World {
         self.check_dirty("when the faults stop");
         self.atlas.calm();
         self.requests_left = self.requests_left.min(40) + 10;
+        for node in 0..2 {
+            self.wake_clients(node);
+        }
         self.heal([true; 2]);
         // A connection that died unnoticed is found by the engines' own pings.
         for node in 0..2 {

@@ -103,6 +103,7 @@ pub struct Process {
     pub forcing: bool,
     /// Session that the engine accepted last, and the oldest request that was open then.
     pub session: Session,
+    pub session_link: usize,
     pub session_from: Moment,
     /// Replicated writes that landed in a session, by volume and sector.
     pub landed: BTreeMap<(usize, u64), (Session, u64)>,
@@ -144,6 +145,7 @@ impl Process {
             commands: BTreeMap::new(),
             forcing: false,
             session: Session::default(),
+            session_link: usize::MAX,
             session_from: 0,
             landed: BTreeMap::new(),
             status,

@@ -170,6 +170,13 @@ impl World {
             self.command(1, Command::Secondary, Purpose::Other);
             return;
         }
+        if let Some(node) = serving.first().copied()
+            && self.disk_states(node).values().any(|d| *d == DiskState::Diskless)
+            && self.copy_is_good(1 - node)
+        {
+            // A disk is given back to a secondary only.
+            return self.command(node, Command::Secondary, Purpose::Other);
+        }
         if self.resolve(serving.first().copied()) {
             return;
         }

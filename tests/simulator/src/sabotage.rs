@@ -8,7 +8,6 @@ use crate::oracle::Check;
 /// What there is to know about one defect.
 pub struct Plant {
     pub defect: Sabotage,
-    pub name: &'static str,
     pub rule: u8,
     pub check: Check,
     /// Protocol when the command line names none.
@@ -40,11 +39,7 @@ pub fn plant(defect: Sabotage) -> Plant {
             Sabotage::StaleSession => (7, Fence, C, &["links", "pauses", "storm"]),
             Sabotage::PromoteWithoutDrain => (7, Fence, A, &["takeover", "calm", "storm"]),
         };
-    let name = Sabotage::ALL
-        .iter()
-        .find(|(other, _)| *other == defect)
-        .map_or("?", |(_, name)| *name);
-    Plant { defect, name, rule, check, protocol, scenarios }
+    Plant { defect, rule, check, protocol, scenarios }
 }
 
 /// The check that must object.

@@ -16,10 +16,10 @@ use lockstep::engine::{
 use crate::atlas::Atlas;
 use crate::client::Client;
 use crate::coverage::{Coverage, row};
-use crate::disk::{Disk, DiskFault, DiskOp, DiskResult, EIO, OpId, Pages, SECTOR, ZERO, hash};
+use crate::disk::{DiskFault, DiskOp, DiskResult, EIO, OpId, Pages, SECTOR, ZERO, hash};
 use crate::meta;
 use crate::network::{Delivery, Frame, Network};
-use crate::node::{MetaWork, Node, Origin, Process, Purpose, Received, Request, Target, Wish};
+use crate::node::{MetaWork, Node, Origin, Purpose, Received, Request, Target, Wish};
 use crate::oracle::{Check, Oracle, Outcome, Violation};
 use crate::rng::Rng;
 use crate::scenario::{Options, Plan};
@@ -357,9 +357,6 @@ impl World {
             Action::DiskZeroes { io, volume, span, unmap: _, fua } => {
                 self.write(node, io, volume, span, None, fua);
             }
-            Action::DiskDiscard { io, volume, span } => {
-                self.write(node, io, volume, span, None, false);
-            }
             Action::DiskFlush { io, volume } => {
                 let volume = usize::from(volume.0);
                 self.submit(node, volume, DiskOp::Flush, DiskFault::None, Target::Flush { io });
@@ -460,8 +457,9 @@ impl World {
     fn submit(&mut self, node: usize, volume: usize, op: DiskOp, fault: DiskFault, target: Target) {
         let mean = self.plan.disk_latency * self.atlas.slow[node];
         let delay = self.rng.delay(mean);
-        let Some(process) = &mut self.nodes[node].process else { return };
-        let id = self.nodes[node].disks[volume].submit(op, fault);
+        let n = &mut self.nodes[node];
+        let Some(process) = &mut n.process else { return };
+        let id = n.disks[volume].submit(op, fault);
         process.ios.insert((volume, id), target);
         self.schedule.after(delay, Happening::Disk { node, volume, op: id });
     }
@@ -526,27 +524,21 @@ impl World {
     }
 
     fn meta_step(&mut self, node: usize, volume: usize) {
-        let Some(process) = &mut self.nodes[node].process else { return };
-        let Some(work) = &mut process.meta[volume].current else { return };
-        match work.steps.pop_front() {
-            Some(step) if work.failed.is_none() => {
-                let op = match step {
-                    meta::Step::Write { offset, bytes } => DiskOp::MetaWrite { offset, bytes },
-                    meta::Step::Flush => DiskOp::Flush,
-                };
-                let fault = match &op {
-                    DiskOp::MetaWrite { offset, .. } => {
-                        self.atlas.metadata_fault(node, *offset, &meta::vital_blocks())
-                    }
-                    _ => DiskFault::None,
-                };
-                if fault != DiskFault::None {
-                    self.note(Some(node), "fault", || format!("metadata write: {fault:?}"));
-                }
-                self.submit(node, volume, op, fault, Target::Meta);
+        let work = self.nodes[node].process.as_mut().and_then(|p| p.meta[volume].current.as_mut());
+        let Some(work) = work else { return };
+        let step = work.steps.pop_front().filter(|_| work.failed.is_none());
+        let (op, fault) = match step {
+            None => return self.meta_done(node, volume),
+            Some(meta::Step::Flush) => (DiskOp::Flush, DiskFault::None),
+            Some(meta::Step::Write { offset, bytes }) => {
+                let fault = self.atlas.metadata_fault(node, offset, &meta::vital_blocks());
+                (DiskOp::MetaWrite { offset, bytes }, fault)
             }
-            _ => self.meta_done(node, volume),
+        };
+        if fault != DiskFault::None {
+            self.note(Some(node), "fault", || format!("metadata write: {fault:?}"));
         }
+        self.submit(node, volume, op, fault, Target::Meta);
     }
 
     fn meta_step_done(&mut self, node: usize, volume: usize, outcome: IoOutcome) {
@@ -605,8 +597,9 @@ impl World {
             },
         };
         if matches!(envelope.message, Message::Ready) {
-            self.check_session(node, envelope.session);
+            self.check_session(node, link);
         }
+        self.learn_session(node, link, envelope.session);
         let frame = Frame::Message(Box::new(envelope), payload);
         self.put(link, node, frame);
     }
@@ -645,6 +638,7 @@ impl World {
                 self.redial();
             }
             Frame::Message(envelope, payload) => {
+                self.learn_session(side, link, envelope.session);
                 let Some(process) = &mut self.nodes[side].process else { return };
                 let buffer = payload.map(|payload| {
                     let incarnation = process.incarnation;
@@ -750,13 +744,22 @@ impl World {
         self.check_promotion(node);
         let Some(process) = &mut self.nodes[node].process else { return };
         process.forcing = false;
-        let incarnation = process.incarnation;
+        self.wake_clients(node);
+        self.abandon(1 - node);
+        self.reissue(node);
+    }
+
+    /// Lets the applications of a serving node go to work; they stop when their requests are used
+    /// up.
+    pub fn wake_clients(&mut self, node: usize) {
+        if !self.nodes[node].serving() {
+            return;
+        }
+        let incarnation = self.nodes[node].incarnations;
         for volume in 0..self.plan.volumes {
             let pause = self.clients[node][volume].pause();
             self.schedule.after(pause, Happening::Client { node, volume, incarnation });
         }
-        self.abandon(1 - node);
-        self.reissue(node);
     }
 
     /// Requests that a dead data plane left behind will never be answered.
@@ -859,6 +862,12 @@ impl World {
             };
             parts.push(text);
         }
+        parts.push(format!(
+            "requests to make {}, disks busy {:?}, wire idle {}",
+            self.requests_left,
+            [self.nodes[0].busy(), self.nodes[1].busy()],
+            self.network.idle()
+        ));
         parts.join("; ")
     }
 
@@ -895,11 +904,6 @@ impl World {
             other => format!("{other:?}"),
         };
         self.note(Some(node), "action", || text);
-    }
-
-    /// Disk contents of a node, all volumes.
-    pub fn views(&self, node: usize) -> Vec<&Pages> {
-        self.nodes[node].disks.iter().map(Disk::view).collect()
     }
 }
 
