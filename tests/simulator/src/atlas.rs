@@ -95,7 +95,11 @@ impl Atlas {
             return DiskFault::None;
         }
         self.failing[node] -= 1;
-        DiskFault::Error(if write && self.rng.chance(300) { ENOSPC } else { EIO })
+        DiskFault::Error(if write && self.rng.chance(300) {
+            ENOSPC
+        } else {
+            EIO
+        })
     }
 
     /// The fate of a data write in a run that ends with a comparison.
@@ -111,7 +115,8 @@ impl Atlas {
             return DiskFault::None;
         }
         self.silent[node] -= 1;
-        self.spoiled.extend((start..start + count).map(|s| (volume, s)));
+        self.spoiled
+            .extend((start..start + count).map(|s| (volume, s)));
         if self.rng.chance(500) {
             return DiskFault::Lost;
         }
@@ -143,7 +148,9 @@ mod tests {
         let mut atlas = Atlas::new(Rng::new(2));
         let weak = atlas.break_disk();
         let failed = |atlas: &mut Atlas, node| {
-            (0..200).filter(|_| atlas.data_fault(node, true) != DiskFault::None).count()
+            (0..200)
+                .filter(|_| atlas.data_fault(node, true) != DiskFault::None)
+                .count()
         };
         assert_eq!(failed(&mut atlas, 1 - weak), 0);
         assert!((1..4).contains(&failed(&mut atlas, weak)));

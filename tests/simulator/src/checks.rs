@@ -1,11 +1,11 @@
 //! The checks that need more than the oracle's history: both disks, their durable metadata, and
 //! what an engine was told. Each is called from the place where the rule could break.
 
+use lockstep::engine::Protocol;
 use lockstep::engine::{
     Buffer, ConnectionState, DiskState, LogTransaction, ReplicationState, Session, Span, Term,
     VolumeImage,
 };
-use lockstep::engine::Protocol;
 
 use crate::disk::{Pages, SECTOR};
 use crate::node::{EXTENT, Origin, Request, Target, Wish};
@@ -27,7 +27,12 @@ struct Cover {
 impl Cover {
     fn covers(&self, sector: u64) -> bool {
         let bit = sector / BIT_SECTORS;
-        let word = self.image.bitmap.get((bit / 64) as usize).copied().unwrap_or(0);
+        let word = self
+            .image
+            .bitmap
+            .get((bit / 64) as usize)
+            .copied()
+            .unwrap_or(0);
         if word >> (bit % 64) & 1 == 1 {
             return true;
         }
@@ -48,7 +53,10 @@ impl World {
     pub fn completed(&mut self, node: usize, request: Request, ok: bool) {
         self.note(Some(node), "complete", || {
             let stamp = request.write.map(stamp_of);
-            format!("{:?} {}+{} ok {ok} stamp {stamp:?}", request.wish, request.start, request.count)
+            format!(
+                "{:?} {}+{} ok {ok} stamp {stamp:?}",
+                request.wish, request.start, request.count
+            )
         });
         if let Some(id) = request.write {
             let outcome = if ok { Outcome::Ok } else { Outcome::Failed };
@@ -60,7 +68,13 @@ impl World {
         }
         match request.wish {
             Wish::Read if ok && self.plan.scenario.weights.silent == 0 => {
-                let Request { volume, start, submitted, data, .. } = &request;
+                let Request {
+                    volume,
+                    start,
+                    submitted,
+                    data,
+                    ..
+                } = &request;
                 self.oracle.read(node, *volume, *start, *submitted, data);
             }
             Wish::Flush if ok => self.check_flush_completed(node, &request),
@@ -113,8 +127,14 @@ impl World {
         }
         let disk = &self.nodes[peer].disks[volume];
         let strict = self.options.protocol == Protocol::C;
-        let pages = if fua && strict { disk.stable() } else { disk.view() };
-        let Some(sector) = self.oracle.missing(id, pages) else { return };
+        let pages = if fua && strict {
+            disk.stable()
+        } else {
+            disk.view()
+        };
+        let Some(sector) = self.oracle.missing(id, pages) else {
+            return;
+        };
         match self.options.protocol {
             Protocol::A if self.connected(node) => return,
             Protocol::B if self.oracle.was_received(id) => return,
@@ -166,7 +186,8 @@ impl World {
             .map(|n| (n, self.nodes[n].disks[volume].stable().clone()))
             .collect();
         let stable: Vec<(usize, &Pages)> = stable.iter().map(|(n, p)| (*n, p)).collect();
-        self.oracle.flushed(node, volume, request.submitted, &stable);
+        self.oracle
+            .flushed(node, volume, request.submitted, &stable);
     }
 
     // ---- rules 4 and 7: submissions ----
@@ -181,13 +202,19 @@ impl World {
         origin: Origin,
         term: Option<Term>,
     ) {
-        let Some(process) = &self.nodes[node].process else { return };
+        let Some(process) = &self.nodes[node].process else {
+            return;
+        };
         if let Some(Buffer::Request(_)) = buffer {
             let last = (span.end() - 1) / EXTENT;
-            let cold = (span.start / EXTENT..=last).map(|e| e as u32).find(|extent| {
-                !process.logged[volume].contains(extent)
-                    || process.logging[volume].as_ref().is_some_and(|t| !t.contains(extent))
-            });
+            let cold = (span.start / EXTENT..=last)
+                .map(|e| e as u32)
+                .find(|extent| {
+                    !process.logged[volume].contains(extent)
+                        || process.logging[volume]
+                            .as_ref()
+                            .is_some_and(|t| !t.contains(extent))
+                });
             if let Some(extent) = cold {
                 let text = format!(
                     "node {node} submits {span} of volume {volume}, extent {extent} is not \
@@ -196,8 +223,12 @@ impl World {
                 self.oracle.report(4, Check::Logged, text);
             }
         }
-        let Origin::Peer { session, sync } = origin else { return };
-        let Some(process) = &self.nodes[node].process else { return };
+        let Origin::Peer { session, sync } = origin else {
+            return;
+        };
+        let Some(process) = &self.nodes[node].process else {
+            return;
+        };
         let accepted = process.session;
         if session != accepted {
             let text = format!(
@@ -222,11 +253,17 @@ impl World {
     /// A node accepts a new session: nothing of an older one may be on its way to the disk.
     pub fn check_session(&mut self, node: usize, link: usize) {
         let from = self.nodes[node].process.as_ref().and_then(|p| {
-            p.requests.values().filter_map(|r| r.write).filter_map(|id| self.oracle.write(id))
-                .map(|w| w.submitted).min()
+            p.requests
+                .values()
+                .filter_map(|r| r.write)
+                .filter_map(|id| self.oracle.write(id))
+                .map(|w| w.submitted)
+                .min()
         });
         let now = self.oracle.now();
-        let Some(process) = &mut self.nodes[node].process else { return };
+        let Some(process) = &mut self.nodes[node].process else {
+            return;
+        };
         process.session = Session::default();
         process.session_link = link;
         process.session_from = from.unwrap_or(now);
@@ -245,14 +282,20 @@ impl World {
     }
 
     fn check_drained(&mut self, node: usize, what: &str) {
-        let Some(process) = &self.nodes[node].process else { return };
-        let late = process
-            .ios
-            .values()
-            .any(|t| matches!(t, Target::Write { origin: Origin::Peer { .. }, .. }));
+        let Some(process) = &self.nodes[node].process else {
+            return;
+        };
+        let late = process.ios.values().any(|t| {
+            matches!(
+                t,
+                Target::Write {
+                    origin: Origin::Peer { .. },
+                    ..
+                }
+            )
+        });
         if late {
-            let text =
-                format!("node {node} {what} while a write of an older session is in flight");
+            let text = format!("node {node} {what} while a write of an older session is in flight");
             self.oracle.report(7, Check::Fence, text);
         }
     }
@@ -266,14 +309,22 @@ impl World {
         start: u64,
         stamps: &[u64],
     ) {
-        let Origin::Peer { session, sync } = origin else { return };
-        let Some(process) = &mut self.nodes[node].process else { return };
+        let Origin::Peer { session, sync } = origin else {
+            return;
+        };
+        let Some(process) = &mut self.nodes[node].process else {
+            return;
+        };
         if !sync {
-            let landed = (start..).zip(stamps).map(|(s, stamp)| ((volume, s), (session, *stamp)));
+            let landed = (start..)
+                .zip(stamps)
+                .map(|(s, stamp)| ((volume, s), (session, *stamp)));
             process.landed.extend(landed);
             return;
         }
-        let Some(process) = &self.nodes[node].process else { return };
+        let Some(process) = &self.nodes[node].process else {
+            return;
+        };
         let source = self.nodes[1 - node].disks[volume].view();
         let newer = (start..).zip(stamps).find_map(|(sector, stamp)| {
             let (s, newer) = process.landed.get(&(volume, sector))?;
@@ -293,11 +344,19 @@ impl World {
 
     /// A node starts to serve.
     pub fn check_promotion(&mut self, node: usize) {
-        let Some(process) = &self.nodes[node].process else { return };
+        let Some(process) = &self.nodes[node].process else {
+            return;
+        };
         let forced = process.forcing;
         let connected = process.status.connection.state == ConnectionState::Connected;
-        let local = process.status.devices.iter().all(|d| d.disk == DiskState::UpToDate);
-        self.note(Some(node), "serve", || format!("forced {forced} connected {connected}"));
+        let local = process
+            .status
+            .devices
+            .iter()
+            .all(|d| d.disk == DiskState::UpToDate);
+        self.note(Some(node), "serve", || {
+            format!("forced {forced} connected {connected}")
+        });
         self.check_drained(node, "starts to serve");
         if !forced {
             for volume in 0..self.plan.volumes {
@@ -306,16 +365,28 @@ impl World {
         }
         let other_serves = self.nodes[1 - node].serving();
         // After a forced promotion a node's own record may say that the other is out.
-        if other_serves && !forced && self.plan.scenario.weights.force == 0 {
+        // And a primary without any disk has left the data to its peer.
+        let other_has = self
+            .disk_states(1 - node)
+            .values()
+            .any(|d| *d == DiskState::UpToDate);
+        let plain = !forced && self.plan.scenario.weights.force == 0;
+        if other_serves && other_has && plain && self.plan.volumes == 1 {
             let text = format!("node {node} serves while node {} does", 1 - node);
             self.oracle.report(6, Check::Promote, text);
         }
         self.check_causal(node);
-        let contents = local
-            .then(|| self.nodes[node].disks.iter().map(|d| d.view().clone()).collect());
+        let contents = local.then(|| {
+            self.nodes[node]
+                .disks
+                .iter()
+                .map(|d| d.view().clone())
+                .collect()
+        });
         let both = [0, 1];
         let sources: &[usize] = if connected { &both } else { &both[node..=node] };
-        self.oracle.promoted(node, forced, contents, sources, other_serves);
+        self.oracle
+            .promoted(node, forced, contents, sources, other_serves);
     }
 
     fn check_current(&mut self, node: usize, volume: usize) {
@@ -367,14 +438,27 @@ impl World {
 
     fn cover(&self, node: usize, volume: usize) -> Option<Cover> {
         let image = self.nodes[node].recover(volume)?;
-        Some(Cover { image, exact: self.exact(node, volume) })
+        Some(Cover {
+            image,
+            exact: self.exact(node, volume),
+        })
     }
 
     /// The ranges that the agent would hand to the next data plane.
     pub fn exact(&self, node: usize, volume: usize) -> Option<Vec<Span>> {
         let n = &self.nodes[node];
-        let tracked = n.tracked.as_ref().filter(|t| t.exact && n.process.is_none())?;
-        Some(tracked.slots.values().filter(|(v, _)| *v == volume).map(|(_, s)| *s).collect())
+        let tracked = n
+            .tracked
+            .as_ref()
+            .filter(|t| t.exact && n.process.is_none())?;
+        Some(
+            tracked
+                .slots
+                .values()
+                .filter(|(v, _)| *v == volume)
+                .map(|(_, s)| *s)
+                .collect(),
+        )
     }
 
     /// Every difference between the disks is known to the bitmaps and logs on them.
@@ -400,8 +484,7 @@ impl World {
             return;
         }
         let found = differing.into_iter().find(|sector| {
-            let wanted =
-                extents.is_none_or(|e| e.contains(&((sector / EXTENT_SECTORS) as u32)));
+            let wanted = extents.is_none_or(|e| e.contains(&((sector / EXTENT_SECTORS) as u32)));
             wanted && !left.covers(*sector) && !right.covers(*sector)
         });
         if let Some(sector) = found {
@@ -417,8 +500,11 @@ impl World {
 
     /// Extents left the durable log of a node.
     pub fn check_evicted(&mut self, node: usize, volume: usize, extents: &[u32]) {
-        let extents: Vec<u32> =
-            extents.iter().copied().filter(|e| *e != LogTransaction::FREE).collect();
+        let extents: Vec<u32> = extents
+            .iter()
+            .copied()
+            .filter(|e| *e != LogTransaction::FREE)
+            .collect();
         if !extents.is_empty() {
             self.check_stable_equal(node, volume, &extents);
             self.check_dirty_volume(volume, "extent left the log", Some(&extents));
@@ -431,11 +517,16 @@ impl World {
             return;
         }
         let peer = 1 - node;
-        let (a, b) = (&self.nodes[node].disks[volume], &self.nodes[peer].disks[volume]);
+        let (a, b) = (
+            &self.nodes[node].disks[volume],
+            &self.nodes[peer].disks[volume],
+        );
         let differing = a.stable().difference(b.stable());
-        let Some(first) = differing.iter().copied().find(|sector| {
-            extents.contains(&((sector / EXTENT_SECTORS) as u32))
-        }) else {
+        let Some(first) = differing
+            .iter()
+            .copied()
+            .find(|sector| extents.contains(&((sector / EXTENT_SECTORS) as u32)))
+        else {
             return;
         };
         let (Some(mine), Some(theirs)) = (self.cover(node, volume), self.cover(peer, volume))
@@ -462,11 +553,17 @@ impl World {
 
     /// Called after a node's state was read again: did it get into sync?
     pub fn check_established(&mut self, node: usize) {
-        let Some(process) = &mut self.nodes[node].process else { return };
+        let Some(process) = &mut self.nodes[node].process else {
+            return;
+        };
         let connection = &process.status.connection;
         let now = connection.peer_devices.iter().all(|p| {
             p.replication == ReplicationState::Established && p.peer_disk == DiskState::UpToDate
-        }) && process.status.devices.iter().all(|d| d.disk == DiskState::UpToDate);
+        }) && process
+            .status
+            .devices
+            .iter()
+            .all(|d| d.disk == DiskState::UpToDate);
         let before = std::mem::replace(&mut process.established, now);
         let (serving, from) = (process.serving, process.session_from);
         if now && !before && serving {
@@ -519,11 +616,12 @@ impl World {
                 let text = format!("at the end volume {volume} sector {sector} differs");
                 self.oracle.report(4, Check::Equal, text);
             }
-            let strange = differing.iter().find(|s| !self.atlas.spoiled.contains(&(volume, **s)));
+            let strange = differing
+                .iter()
+                .find(|s| !self.atlas.spoiled.contains(&(volume, **s)));
             if let Some(sector) = strange.filter(|_| silent) {
-                let text = format!(
-                    "volume {volume} sector {sector} differs although no fault touched it"
-                );
+                let text =
+                    format!("volume {volume} sector {sector} differs although no fault touched it");
                 self.oracle.report(4, Check::Compare, text);
             }
             if silent {
@@ -540,7 +638,9 @@ impl World {
         let missed = self.atlas.spoiled.iter().find(|(v, sector)| {
             *v == volume
                 && !differing.contains(sector)
-                && self.oracle.is_stale(volume, *sector, disk.view().get(*sector))
+                && self
+                    .oracle
+                    .is_stale(volume, *sector, disk.view().get(*sector))
         });
         if let Some((_, sector)) = missed.copied() {
             let text = format!("the comparison missed volume {volume} sector {sector}");

@@ -4,8 +4,8 @@
 //! of hot spots, so that requests overlap, extents are shared and the activity log has to turn
 //! over.
 
-use crate::node::{EXTENT, Wish};
 use crate::disk::SECTOR;
+use crate::node::{EXTENT, Wish};
 use crate::rng::Rng;
 use crate::schedule::{Instant, MICRO, MILLI};
 
@@ -34,8 +34,12 @@ pub struct Ask {
 
 impl Client {
     pub fn new(mut rng: Rng, sectors: u64) -> Client {
-        let hot = (0..rng.range(2, 6)).map(|_| rng.below(sectors - LARGEST)).collect();
-        let think = *rng.pick(&[200 * MICRO, MILLI, 5 * MILLI, 40 * MILLI]).unwrap_or(&MILLI);
+        let hot = (0..rng.range(2, 6))
+            .map(|_| rng.below(sectors - LARGEST))
+            .collect();
+        let think = *rng
+            .pick(&[200 * MICRO, MILLI, 5 * MILLI, 40 * MILLI])
+            .unwrap_or(&MILLI);
         Client {
             hot,
             sectors,
@@ -57,15 +61,24 @@ impl Client {
     pub fn ask(&mut self) -> Ask {
         let rng = &mut self.rng;
         if rng.chance(60) {
-            return Ask { wish: Wish::Flush, start: 0, count: 0 };
+            return Ask {
+                wish: Wish::Flush,
+                start: 0,
+                count: 0,
+            };
         }
         let wish = if rng.chance(self.reads) {
             Wish::Read
         } else {
             match rng.below(20) {
-                0 => Wish::Zeroes { unmap: rng.chance(500), fua: rng.chance(200) },
+                0 => Wish::Zeroes {
+                    unmap: rng.chance(500),
+                    fua: rng.chance(200),
+                },
                 1 => Wish::Discard,
-                _ => Wish::Write { fua: rng.chance(120) },
+                _ => Wish::Write {
+                    fua: rng.chance(120),
+                },
             }
         };
         let count = match rng.below(10) {
@@ -85,7 +98,11 @@ impl Client {
             0..=5 => {
                 let hot = rng.pick(&self.hot).copied().unwrap_or(0);
                 let start = hot + rng.below(32);
-                if rng.chance(600) { start / 8 * 8 } else { start }
+                if rng.chance(600) {
+                    start / 8 * 8
+                } else {
+                    start
+                }
             }
             // Across the border of two extents.
             6 => {

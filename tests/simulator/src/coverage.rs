@@ -36,12 +36,18 @@ fn column(event: &Event) -> usize {
     use lockstep::engine::IoOutcome;
     match event {
         Event::Request(_) => 0,
-        Event::Io { outcome: IoOutcome::Failed(_), .. } => 2,
+        Event::Io {
+            outcome: IoOutcome::Failed(_),
+            ..
+        } => 2,
         Event::Io { .. } => 1,
         Event::LinkUp { .. } => 3,
         Event::LinkDown { .. } => 4,
         Event::Message { envelope, .. } => message_column(&envelope.message),
-        Event::Command { command: Command::Attach { .. }, .. } => 11,
+        Event::Command {
+            command: Command::Attach { .. },
+            ..
+        } => 11,
         Event::Command { .. } | Event::VoterRecorded { .. } => 12,
         Event::Tick => 13,
     }
@@ -94,7 +100,10 @@ impl Coverage {
     pub fn print(&self) -> String {
         let mut rows: Vec<(&String, &[u64; EVENTS.len()])> = self.table.iter().collect();
         rows.sort_by_key(|(name, counts)| (std::cmp::Reverse(counts.iter().sum::<u64>()), *name));
-        let mut out = format!("{:<62}", "coverage: state (role connection disk/peer replication)");
+        let mut out = format!(
+            "{:<62}",
+            "coverage: state (role connection disk/peer replication)"
+        );
         for event in EVENTS {
             let _ = write!(out, "{event:>8}");
         }
@@ -104,14 +113,22 @@ impl Coverage {
             for count in counts {
                 match count {
                     0 => out.push_str("       ."),
-                    n if *n > 999_999 => { let _ = write!(out, "{:>7}k", n / 1000); }
-                    n => { let _ = write!(out, "{n:>8}"); }
+                    n if *n > 999_999 => {
+                        let _ = write!(out, "{:>7}k", n / 1000);
+                    }
+                    n => {
+                        let _ = write!(out, "{n:>8}");
+                    }
                 }
             }
             out.push('\n');
         }
         let reached = self.table.values().flatten().filter(|n| **n > 0).count();
-        let _ = writeln!(out, "coverage: {} states, {reached} pairs", self.table.len());
+        let _ = writeln!(
+            out,
+            "coverage: {} states, {reached} pairs",
+            self.table.len()
+        );
         out
     }
 }

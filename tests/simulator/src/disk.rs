@@ -560,7 +560,10 @@ mod tests {
         assert_eq!(disk.complete(id, &mut rng), Some(DiskResult::Done));
         assert_eq!((disk.view().get(0), disk.view().get(16)), (1, 9));
         let id = disk.submit(op(0), DiskFault::Error(ENOSPC));
-        assert_eq!(disk.complete(id, &mut rng), Some(DiskResult::Failed(ENOSPC)));
+        assert_eq!(
+            disk.complete(id, &mut rng),
+            Some(DiskResult::Failed(ENOSPC))
+        );
         disk.damage(40, 1);
         let read = DiskOp::Read {
             start: 36,
@@ -570,7 +573,10 @@ mod tests {
         assert_eq!(disk.complete(id, &mut rng), Some(DiskResult::Failed(EIO)));
         write(&mut disk, 40, &[5], false, &mut rng);
         let id = disk.submit(read, DiskFault::None);
-        assert!(matches!(disk.complete(id, &mut rng), Some(DiskResult::Data(_))));
+        assert!(matches!(
+            disk.complete(id, &mut rng),
+            Some(DiskResult::Data(_))
+        ));
     }
 
     #[test]
@@ -580,7 +586,10 @@ mod tests {
         a.set(999, 2);
         a.set(256, 1);
         assert_eq!(a.difference(&b), vec![999]);
-        assert_eq!(Pages::new(3, 1).difference(&Pages::new(3, 2)), vec![0, 1, 2]);
+        assert_eq!(
+            Pages::new(3, 1).difference(&Pages::new(3, 2)),
+            vec![0, 1, 2]
+        );
         assert_ne!(hash(&[1, 2]), hash(&[2, 1]));
         assert_ne!(hash(&[1]), hash(&[1, 0]));
         assert_eq!(hash(&[4, 5]), hash(&[4, 5]));

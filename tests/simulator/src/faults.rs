@@ -30,7 +30,9 @@ impl World {
         let n = &mut self.nodes[node];
         n.incarnations += 1;
         let incarnation = n.incarnations;
-        let exact: Vec<_> = (0..self.plan.volumes).map(|v| self.exact(node, v)).collect();
+        let exact: Vec<_> = (0..self.plan.volumes)
+            .map(|v| self.exact(node, v))
+            .collect();
         let n = &mut self.nodes[node];
         n.tracked = Some(Tracked::default());
         n.process = Some(Process::new(config, incarnation));
@@ -38,24 +40,47 @@ impl World {
         for (volume, exact) in exact.into_iter().enumerate() {
             self.attach(node, volume, exact);
         }
-        self.command(node, Command::Connect { discard_my_data: false }, Purpose::Other);
+        self.command(
+            node,
+            Command::Connect {
+                discard_my_data: false,
+            },
+            Purpose::Other,
+        );
         if self.nodes[node].recover_role {
             let ground = Ground::Operator;
-            self.command(node, Command::Primary { force: false, ground }, Purpose::Primary);
+            self.command(
+                node,
+                Command::Primary {
+                    force: false,
+                    ground,
+                },
+                Purpose::Primary,
+            );
         }
     }
 
     /// Recovers a volume's metadata and gives the disk to the engine.
-    pub fn attach(&mut self, node: usize, volume: usize, exact: Option<Vec<lockstep::engine::Span>>) {
+    pub fn attach(
+        &mut self,
+        node: usize,
+        volume: usize,
+        exact: Option<Vec<lockstep::engine::Span>>,
+    ) {
         let found = crate::meta::recover(&self.nodes[node].disks[volume]);
-        let Some(process) = &mut self.nodes[node].process else { return };
+        let Some(process) = &mut self.nodes[node].process else {
+            return;
+        };
         match found {
             Ok((mut image, store)) => {
                 image.in_flight = exact;
                 process.logged[volume].clone_from(&image.log);
                 process.stores[volume] = Some(store);
                 let id = VolumeId(volume as u16);
-                let command = Command::Attach { volume: id, image: Box::new(image) };
+                let command = Command::Attach {
+                    volume: id,
+                    image: Box::new(image),
+                };
                 self.command(node, command, Purpose::Attach(volume));
             }
             Err(reason) => {
@@ -67,7 +92,9 @@ impl World {
 
     /// The data plane dies; with its agent when `agent`.
     pub fn kill(&mut self, node: usize, agent: bool) {
-        let Some(process) = self.nodes[node].process.take() else { return };
+        let Some(process) = self.nodes[node].process.take() else {
+            return;
+        };
         self.note(Some(node), "kill", || format!("agent {agent}"));
         self.end_process(node, process, agent);
         for link in self.open_links(node) {
@@ -105,7 +132,9 @@ impl World {
 
     fn open_links(&self, node: usize) -> Vec<usize> {
         let links = &self.network.links;
-        (0..links.len()).filter(|l| links[*l].up[node] && !links[*l].closed[node]).collect()
+        (0..links.len())
+            .filter(|l| links[*l].up[node] && !links[*l].closed[node])
+            .collect()
     }
 
     /// A node loses power and comes back later.
@@ -169,8 +198,20 @@ impl World {
         let node = self.rng.below(2) as usize;
         let w = &self.plan.scenario.weights;
         let choice = self.rng.weighted(&[
-            w.kill, w.kill_agent, w.power_one, w.power_both, w.pause, w.link_drop, w.half_open,
-            w.cut_one_way, w.partition, w.disk_error, w.slow_disk, w.metadata, w.silent, w.inspect,
+            w.kill,
+            w.kill_agent,
+            w.power_one,
+            w.power_both,
+            w.pause,
+            w.link_drop,
+            w.half_open,
+            w.cut_one_way,
+            w.partition,
+            w.disk_error,
+            w.slow_disk,
+            w.metadata,
+            w.silent,
+            w.inspect,
         ]);
         match choice {
             0 | 1 => {
@@ -221,7 +262,9 @@ impl World {
     }
 
     fn break_link(&mut self, told: [bool; 2]) {
-        let Some(link) = self.network.current(0).or(self.network.current(1)) else { return };
+        let Some(link) = self.network.current(0).or(self.network.current(1)) else {
+            return;
+        };
         self.note(None, "fault", || format!("link {link} lost, told {told:?}"));
         self.network.kill(link);
         for side in (0..2).filter(|s| told[*s]) {
@@ -241,7 +284,11 @@ impl World {
 
     /// Errors begin on the weak node, while the other copy is good.
     fn break_disk(&mut self) {
-        if !self.nodes.iter().all(|n| n.process.as_ref().is_some_and(|p| p.established)) {
+        if !self
+            .nodes
+            .iter()
+            .all(|n| n.process.as_ref().is_some_and(|p| p.established))
+        {
             return;
         }
         let node = self.atlas.break_disk();
@@ -257,7 +304,9 @@ impl World {
     fn slow_disk(&mut self, node: usize) {
         self.atlas.slow[node] = *self.rng.pick(&[1, 3, 20, 200]).unwrap_or(&1);
         let factor = self.atlas.slow[node];
-        self.note(Some(node), "fault", || format!("disk {factor} times slower"));
+        self.note(Some(node), "fault", || {
+            format!("disk {factor} times slower")
+        });
     }
 
     /// Looks at both disks from outside.
@@ -273,7 +322,9 @@ impl World {
     /// The faults stop; everything broken is mended.
     pub fn calm(&mut self) {
         self.note(None, "phase", || "faults stop".to_string());
-        self.phase = Phase::Liveness { until: self.schedule.now() + LIVENESS_LIMIT };
+        self.phase = Phase::Liveness {
+            until: self.schedule.now() + LIVENESS_LIMIT,
+        };
         self.check_dirty("when the faults stop");
         self.atlas.calm();
         self.requests_left = self.requests_left.min(40) + 10;
@@ -291,7 +342,15 @@ impl World {
 
     /// Counts of disks by state, for the operator.
     pub fn disk_states(&self, node: usize) -> BTreeMap<usize, DiskState> {
-        let Some(process) = &self.nodes[node].process else { return BTreeMap::new() };
-        process.status.devices.iter().enumerate().map(|(v, d)| (v, d.disk)).collect()
+        let Some(process) = &self.nodes[node].process else {
+            return BTreeMap::new();
+        };
+        process
+            .status
+            .devices
+            .iter()
+            .enumerate()
+            .map(|(v, d)| (v, d.disk))
+            .collect()
     }
 }

@@ -78,7 +78,11 @@ fn parse_range(text: &str) -> Result<Range<u64>, String> {
     let (a, b) = text.split_once("..").ok_or("expected A..B")?;
     let number = |s: &str| s.parse::<u64>().map_err(|e| format!("{s:?}: {e}"));
     let (a, b) = (number(a)?, number(b)?);
-    if a < b { Ok(a..b) } else { Err(format!("{a}..{b} holds no seed")) }
+    if a < b {
+        Ok(a..b)
+    } else {
+        Err(format!("{a}..{b} holds no seed"))
+    }
 }
 
 /// Seeds that nobody has used before: from the clock, spaced so that runs do not overlap.
@@ -110,7 +114,9 @@ fn main() -> ExitCode {
     let mut scenario = None;
     match arguments.scenario.as_deref() {
         Some("list") => {
-            SCENARIOS.iter().for_each(|s| println!("{:<9} {}", s.name, s.story));
+            SCENARIOS
+                .iter()
+                .for_each(|s| println!("{:<9} {}", s.name, s.story));
             return ExitCode::SUCCESS;
         }
         Some(name) => match scenario::by_name(name) {
@@ -144,7 +150,12 @@ fn main() -> ExitCode {
             .collect(),
         None => scenario::draw_weights(),
     };
-    if runner::run(&Job { seeds, options, weights }) == 0 {
+    if runner::run(&Job {
+        seeds,
+        options,
+        weights,
+    }) == 0
+    {
         ExitCode::SUCCESS
     } else {
         ExitCode::from(1)

@@ -6,7 +6,8 @@ use lockstep::engine::{
     Generation, MetaOp, NodeId, PeerRecord, Session, Superblock, Term, VolumeImage,
 };
 use lockstep::store::{
-    BLOCK, LOG_AREA, Layout, Medium, Metadata, Placement, ReadAt, Step as StoreStep, recover as read,
+    BLOCK, LOG_AREA, Layout, Medium, Metadata, Placement, ReadAt, Step as StoreStep,
+    recover as read,
 };
 
 use crate::disk::{Disk, SECTOR};
@@ -81,7 +82,11 @@ fn synced_superblock(node: usize, bytes: u64) -> Superblock {
         agreed_size: bytes,
         current: FIRST_GENERATION,
         history: Vec::new(),
-        term: Term { counter: 1, node: NodeId(0), random: 1 },
+        term: Term {
+            counter: 1,
+            node: NodeId(0),
+            random: 1,
+        },
         primary: false,
         inconsistent: false,
         outdated: false,
@@ -106,7 +111,10 @@ struct Area<'a>(&'a [u8]);
 impl ReadAt for Area<'_> {
     fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> Result<(), i32> {
         let start = offset as usize;
-        let bytes = self.0.get(start..start + buf.len()).ok_or(crate::disk::EIO)?;
+        let bytes = self
+            .0
+            .get(start..start + buf.len())
+            .ok_or(crate::disk::EIO)?;
         buf.copy_from_slice(bytes);
         Ok(())
     }
@@ -123,7 +131,9 @@ pub fn recover(disk: &Disk) -> Result<(VolumeImage, Store), String> {
         volatile_cache: disk.volatile,
     };
     let found = read(&mut Area(disk.meta()), &medium).map_err(|e| e.to_string())?;
-    let store = Store { metadata: found.metadata };
+    let store = Store {
+        metadata: found.metadata,
+    };
     Ok((found.image, store))
 }
 

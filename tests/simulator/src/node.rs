@@ -61,9 +61,20 @@ pub enum Origin {
 
 /// What an operation in flight on a disk is for.
 pub enum Target {
-    Read { io: IoId, buffer: Buffer, hash: bool },
-    Write { io: IoId, origin: Origin, start: u64, stamps: Vec<u64> },
-    Flush { io: IoId },
+    Read {
+        io: IoId,
+        buffer: Buffer,
+        hash: bool,
+    },
+    Write {
+        io: IoId,
+        origin: Origin,
+        start: u64,
+        stamps: Vec<u64>,
+    },
+    Flush {
+        io: IoId,
+    },
     Meta,
 }
 
@@ -101,6 +112,8 @@ pub struct Process {
     pub commands: BTreeMap<u64, Purpose>,
     /// The promotion under way was asked with force.
     pub forcing: bool,
+    /// The last promotion was a forced one.
+    pub forced: bool,
     /// Session that the engine accepted last, and the oldest request that was open then.
     pub session: Session,
     pub session_link: usize,
@@ -144,6 +157,7 @@ impl Process {
             logging: vec![None; volumes],
             commands: BTreeMap::new(),
             forcing: false,
+            forced: false,
             session: Session::default(),
             session_link: usize::MAX,
             session_from: 0,
@@ -292,7 +306,9 @@ impl Node {
 
     /// What recovery would find on a volume's disk now.
     pub fn recover(&self, volume: usize) -> Option<VolumeImage> {
-        meta::recover(&self.disks[volume]).ok().map(|(image, _)| image)
+        meta::recover(&self.disks[volume])
+            .ok()
+            .map(|(image, _)| image)
     }
 
     pub fn superblock(&self, volume: usize) -> Option<Superblock> {
@@ -302,7 +318,8 @@ impl Node {
     /// Whether the copy is, after its own record, unfit for promotion.
     pub fn unfit(&self, volume: usize) -> Option<&'static str> {
         let superblock = self.superblock(volume)?;
-        if superblock.inconsistent || (superblock.unflushed && superblock.unflushed_boot != self.boot)
+        if superblock.inconsistent
+            || (superblock.unflushed && superblock.unflushed_boot != self.boot)
         {
             Some("Inconsistent")
         } else if superblock.outdated {

@@ -23,19 +23,26 @@ impl World {
     }
 
     fn connection(&self, node: usize) -> Option<ConnectionState> {
-        self.nodes[node].process.as_ref().map(|p| p.status.connection.state)
+        self.nodes[node]
+            .process
+            .as_ref()
+            .map(|p| p.status.connection.state)
     }
 
     fn reason(&self, node: usize) -> Option<&Refusal> {
-        self.nodes[node].process.as_ref().and_then(|p| p.status.connection.reason.as_ref())
+        self.nodes[node]
+            .process
+            .as_ref()
+            .and_then(|p| p.status.connection.reason.as_ref())
     }
 
     /// Asks for the primary role. With a voter its word is used when it would be given.
     pub fn promote(&mut self, node: usize, force: bool) {
         let mut ground = Ground::Operator;
         if self.options.voter {
-            let mine: Vec<_> =
-                (0..self.plan.volumes).map(|v| self.nodes[node].generation(v)).collect();
+            let mine: Vec<_> = (0..self.plan.volumes)
+                .map(|v| self.nodes[node].generation(v))
+                .collect();
             // The voter would wait for the lease of a node that still serves.
             if !self.nodes[1 - node].serving() && self.voter.grants(&mine) {
                 ground = Ground::Voter;
@@ -49,10 +56,19 @@ impl World {
 
     /// An answer of the engine to a command.
     pub fn command_done(&mut self, node: usize, command: u64, result: Result<(), Refusal>) {
-        let Some(process) = &mut self.nodes[node].process else { return };
+        let Some(process) = &mut self.nodes[node].process else {
+            return;
+        };
         let purpose = process.commands.remove(&command);
         let refused = result.is_err();
-        self.note(Some(node), "answer", || format!("command {command} {purpose:?} {result:?}"));
+        let forced = purpose == Some(Purpose::Primary) && process.forced;
+        self.note(Some(node), "answer", || {
+            format!("command {command} {purpose:?} {result:?}")
+        });
+        if forced && !refused && self.phase == Phase::Safety && self.rng.chance(600) {
+            // Second thoughts, before anything was written.
+            self.command(node, Command::Secondary, Purpose::Other);
+        }
         if purpose == Some(Purpose::Primary) && refused {
             self.nodes[node].recover_role = false;
             self.abandon(node);
@@ -66,7 +82,9 @@ impl World {
 
     fn experiment(&mut self) {
         let up: Vec<usize> = (0..2).filter(|n| self.nodes[*n].running()).collect();
-        let Some(node) = self.rng.pick(&up).copied() else { return };
+        let Some(node) = self.rng.pick(&up).copied() else {
+            return;
+        };
         let serving = up.iter().copied().find(|n| self.nodes[*n].serving());
         self.reconnect(node);
         let Some(primary) = serving else {
@@ -74,13 +92,19 @@ impl World {
             let fresh = (0..self.plan.volumes)
                 .all(|v| self.nodes[node].generation(v).is_some_and(|g| g.is_fresh()));
             let first = self.truth.iter().all(Option::is_none) && !self.plan.synced && fresh;
-            let forced = first && node == 0
-                || self.plan.scenario.weights.force > 0 && self.rng.chance(150);
+            let forced =
+                first && node == 0 || self.plan.scenario.weights.force > 0 && self.rng.chance(250);
             return self.promote(node, forced);
         };
         let w: Weights = self.plan.scenario.weights;
         let choice = self.rng.weighted(&[
-            30, w.switch, w.intrude, w.disconnect, w.detach, w.invalidate, w.force,
+            30,
+            w.switch,
+            w.intrude,
+            w.disconnect,
+            w.detach,
+            w.invalidate,
+            w.force,
         ]);
         let volume = VolumeId(self.rng.below(self.plan.volumes as u64) as u16);
         match choice {
@@ -114,12 +138,6 @@ impl World {
             return;
         }
         self.promote(other, true);
-        if self.rng.chance(500) {
-            self.command(other, Command::Secondary, Purpose::Other);
-            if self.rng.chance(500) {
-                self.rejoin(other, true);
-            }
-        }
     }
 
     fn detach(&mut self, node: usize, volume: VolumeId) {
@@ -145,7 +163,13 @@ impl World {
             self.command(node, Command::Disconnect, Purpose::Other);
             self.oracle.discarded(node);
         }
-        self.command(node, Command::Connect { discard_my_data: discard }, Purpose::Other);
+        self.command(
+            node,
+            Command::Connect {
+                discard_my_data: discard,
+            },
+            Purpose::Other,
+        );
     }
 
     /// Gives detached disks back.
@@ -171,7 +195,10 @@ impl World {
             return;
         }
         if let Some(node) = serving.first().copied()
-            && self.disk_states(node).values().any(|d| *d == DiskState::Diskless)
+            && self
+                .disk_states(node)
+                .values()
+                .any(|d| *d == DiskState::Diskless)
             && self.copy_is_good(1 - node)
         {
             // A disk is given back to a secondary only.
@@ -193,7 +220,10 @@ impl World {
     /// Ends a disagreement about the data. True when something was done.
     fn resolve(&mut self, serving: Option<usize>) -> bool {
         let reasons = [self.reason(0).cloned(), self.reason(1).cloned()];
-        let split = reasons.iter().flatten().any(|r| matches!(r, Refusal::SplitBrain { .. }));
+        let split = reasons
+            .iter()
+            .flatten()
+            .any(|r| matches!(r, Refusal::SplitBrain { .. }));
         if split {
             let loser = serving.map_or(1, |s| 1 - s);
             self.rejoin(loser, true);
@@ -203,7 +233,9 @@ impl World {
         let stale = reasons.iter().flatten().any(|r| {
             matches!(
                 r,
-                Refusal::StaleTerm | Refusal::PrimaryIsOlder { .. } | Refusal::BothPrimary
+                Refusal::StaleTerm
+                    | Refusal::PrimaryIsOlder { .. }
+                    | Refusal::BothPrimary
                     | Refusal::NoSource { .. }
             )
         });
@@ -225,7 +257,11 @@ impl World {
                         .all(|d| d.replication == ReplicationState::Established)
             })
         });
-        let node = if synced { self.rng.below(2) as usize } else { 0 };
+        let node = if synced {
+            self.rng.below(2) as usize
+        } else {
+            0
+        };
         let fresh = (0..2).all(|n| {
             (0..self.plan.volumes)
                 .all(|v| self.nodes[n].generation(v).is_some_and(|g| g.is_fresh()))

@@ -175,7 +175,9 @@ impl Model {
     }
 
     fn versions(&self, volume: usize, sector: u64) -> &[WriteId] {
-        self.versions[volume].get(&sector).map_or(&[], Vec::as_slice)
+        self.versions[volume]
+            .get(&sector)
+            .map_or(&[], Vec::as_slice)
     }
 }
 
@@ -220,7 +222,11 @@ impl Oracle {
     }
 
     pub fn report(&mut self, rule: u8, check: Check, text: String) {
-        if !self.violations.iter().any(|v| v.check == check && v.rule == rule) {
+        if !self
+            .violations
+            .iter()
+            .any(|v| v.check == check && v.rule == rule)
+        {
             self.violations.push(Violation::new(rule, check, text));
         }
     }
@@ -312,7 +318,11 @@ impl Oracle {
     }
 
     fn value(&self, id: WriteId) -> u64 {
-        if self.writes[id].zero { ZERO } else { stamp_of(id) }
+        if self.writes[id].zero {
+            ZERO
+        } else {
+            stamp_of(id)
+        }
     }
 
     /// Whether `stamp` in a sector of `node`'s reign is the given write or one that need not be
@@ -353,13 +363,16 @@ impl Oracle {
             return;
         };
         let all = std::mem::take(&mut model.unflushed[volume]);
-        let (covered, rest): (Vec<WriteId>, Vec<WriteId>) =
-            all.into_iter().partition(|id| self.writes[*id].ended_before(submitted));
+        let (covered, rest): (Vec<WriteId>, Vec<WriteId>) = all
+            .into_iter()
+            .partition(|id| self.writes[*id].ended_before(submitted));
         model.unflushed[volume] = rest;
         for (holder, pages) in stable {
             let lost = covered.iter().find_map(|id| {
                 let after_loss = self.writes[*id].submitted > self.nodes[*holder].power_lost;
-                self.missing(*id, pages).filter(|_| after_loss).map(|s| (*id, s))
+                self.missing(*id, pages)
+                    .filter(|_| after_loss)
+                    .map(|s| (*id, s))
             });
             if let Some((id, sector)) = lost {
                 let text = format!(
@@ -415,9 +428,9 @@ impl Oracle {
         must: impl Fn(WriteId) -> bool,
     ) -> bool {
         let overwritten = |end: Option<Moment>| {
-            versions.iter().any(|u| {
-                must(*u) && end.is_some_and(|end| end < self.writes[*u].submitted)
-            })
+            versions
+                .iter()
+                .any(|u| must(*u) && end.is_some_and(|end| end < self.writes[*u].submitted))
         };
         if stamp == base && !overwritten(Some(0)) {
             return true;
@@ -427,12 +440,7 @@ impl Oracle {
             .any(|v| self.value(*v) == stamp && !overwritten(self.writes[*v].ended))
     }
 
-    fn expected(
-        &self,
-        versions: &[WriteId],
-        base: u64,
-        must: impl Fn(WriteId) -> bool,
-    ) -> String {
+    fn expected(&self, versions: &[WriteId], base: u64, must: impl Fn(WriteId) -> bool) -> String {
         let mut stamps: Vec<u64> = versions.iter().map(|v| self.value(*v)).collect();
         stamps.push(base);
         stamps.retain(|s| self.admissible(versions, base, *s, &must));

@@ -37,7 +37,11 @@ fn run_seed(job: &Job, seed: u64) -> Report {
                 .cloned()
                 .or_else(|| panic.downcast_ref::<&str>().map(|s| s.to_string()))
                 .unwrap_or_else(|| "panic".to_string());
-            vec![Violation::new(13, Check::Contract, format!("panic: {text}"))]
+            vec![Violation::new(
+                13,
+                Check::Contract,
+                format!("panic: {text}"),
+            )]
         }
     };
     Report {
@@ -54,7 +58,10 @@ fn relevant(job: &Job, violations: Vec<Violation>) -> Vec<Violation> {
         None => violations,
         Some(defect) => {
             let meant = sabotage::meant_check(defect);
-            violations.into_iter().filter(|v| v.check == meant).collect()
+            violations
+                .into_iter()
+                .filter(|v| v.check == meant)
+                .collect()
         }
     }
 }

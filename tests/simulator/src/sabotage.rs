@@ -26,7 +26,7 @@ pub fn plant(defect: Sabotage) -> Plant {
             Sabotage::AckBeforeLocal => (1, Completion, C, &["calm", "links"]),
             Sabotage::SkipAl => (4, Logged, C, &["calm", "kills"]),
             Sabotage::EarlyEvict => (4, Dirty, C, &["kills", "power", "links", "storm"]),
-            Sabotage::PartialClear => (2, Dirty, C, &["links", "kills", "storm"]),
+            Sabotage::PartialClear => (2, Dirty, C, &["syncing", "links", "kills", "storm"]),
             Sabotage::OneSidedBitmap => (4, Equal, C, &["takeover", "force", "storm"]),
             Sabotage::ClearBitOnSend => (2, Dirty, C, &["links", "kills", "storm"]),
             Sabotage::NoDirtyOnLinkLoss => (3, Dirty, C, &["links", "storm", "kills"]),
@@ -35,11 +35,17 @@ pub fn plant(defect: Sabotage) -> Plant {
             Sabotage::ResyncOverwritesNewer => (9, Order, C, &["links", "kills", "storm"]),
             Sabotage::PromoteInconsistent => (5, Promote, C, &["takeover", "links", "storm"]),
             Sabotage::TrustOwnUptodate => (8, Promote, C, &["takeover"]),
-            Sabotage::IgnoreTerm => (7, Fence, C, &["force"]),
-            Sabotage::StaleSession => (7, Fence, C, &["links", "pauses", "storm"]),
-            Sabotage::PromoteWithoutDrain => (7, Fence, A, &["takeover", "calm", "storm"]),
+            Sabotage::IgnoreTerm => (7, Fence, C, &["overtaken"]),
+            Sabotage::StaleSession => (7, Fence, C, &["links", "flapping"]),
+            Sabotage::PromoteWithoutDrain => (7, Fence, A, &["overtaken", "flapping"]),
         };
-    Plant { defect, rule, check, protocol, scenarios }
+    Plant {
+        defect,
+        rule,
+        check,
+        protocol,
+        scenarios,
+    }
 }
 
 /// The check that must object.
@@ -49,7 +55,10 @@ pub fn meant_check(defect: Sabotage) -> Check {
 
 /// The defect of a name.
 pub fn by_name(name: &str) -> Option<Sabotage> {
-    Sabotage::ALL.iter().find(|(_, other)| *other == name).map(|(defect, _)| *defect)
+    Sabotage::ALL
+        .iter()
+        .find(|(_, other)| *other == name)
+        .map(|(defect, _)| *defect)
 }
 
 /// `NAME rule R ORACLE` for every defect.

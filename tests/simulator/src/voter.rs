@@ -23,8 +23,15 @@ impl Voter {
     }
 
     /// Records a generation; refused (no answer) for anybody who is not the newest owner.
-    pub fn record(&mut self, node: usize, volume: usize, generation: Generation, term: Term) -> bool {
-        if term < self.term || (self.owner.is_some_and(|owner| owner != node) && term == self.term) {
+    pub fn record(
+        &mut self,
+        node: usize,
+        volume: usize,
+        generation: Generation,
+        term: Term,
+    ) -> bool {
+        if term < self.term || (self.owner.is_some_and(|owner| owner != node) && term == self.term)
+        {
             return false;
         }
         self.owner = Some(node);
@@ -49,7 +56,11 @@ mod tests {
     use lockstep::engine::NodeId;
 
     fn term(counter: u64, node: u8) -> Term {
-        Term { counter, node: NodeId(node), random: 1 }
+        Term {
+            counter,
+            node: NodeId(node),
+            random: 1,
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::rc::Rc;
 
 use lockstep::engine::{
     Action, Buffer, Command, CommandId, Config, Envelope, Event, Generation, IoOutcome, LinkId,
-    LinkLoss, Message, MetaOp, NodeId, Notice, Op, Span, VoteMode, VolumeId,
+    LinkLoss, Message, MetaOp, NodeId, Notice, Op, Span, VolumeId, VoteMode,
 };
 
 use crate::atlas::Atlas;
@@ -34,22 +34,57 @@ const EVENT_LIMIT: u64 = 2_000_000;
 /// What the queue holds.
 pub enum Happening {
     /// A node's process starts (again).
-    Start { node: usize },
-    Tick { node: usize, incarnation: u32, at: Instant },
-    Disk { node: usize, volume: usize, op: OpId },
-    Arrive { link: usize, direction: usize },
-    Up { link: usize, side: usize },
+    Start {
+        node: usize,
+    },
+    Tick {
+        node: usize,
+        incarnation: u32,
+        at: Instant,
+    },
+    Disk {
+        node: usize,
+        volume: usize,
+        op: OpId,
+    },
+    Arrive {
+        link: usize,
+        direction: usize,
+    },
+    Up {
+        link: usize,
+        side: usize,
+    },
     /// A side learns that its link broke.
-    Broken { link: usize, side: usize },
+    Broken {
+        link: usize,
+        side: usize,
+    },
     Dial,
-    Client { node: usize, volume: usize, incarnation: u32 },
+    Client {
+        node: usize,
+        volume: usize,
+        incarnation: u32,
+    },
     Operator,
     Fault,
-    Resume { node: usize },
-    Heal { directions: [bool; 2] },
-    Voted { node: usize, incarnation: u32, volume: usize, generation: Generation },
+    Resume {
+        node: usize,
+    },
+    Heal {
+        directions: [bool; 2],
+    },
+    Voted {
+        node: usize,
+        incarnation: u32,
+        volume: usize,
+        generation: Generation,
+    },
     /// A process dies (decided earlier, between two actions).
-    Die { node: usize, incarnation: u32 },
+    Die {
+        node: usize,
+        incarnation: u32,
+    },
     /// The faults stop.
     Calm,
 }
@@ -98,9 +133,15 @@ impl World {
             let ppm = rng.range(0, 400) as i64 - 200;
             nodes.push(Node::new(id, disks, offset, ppm));
         }
-        let base = (0..plan.volumes).map(|_| Pages::new(plan.sectors, 1)).collect();
+        let base = (0..plan.volumes)
+            .map(|_| Pages::new(plan.sectors, 1))
+            .collect();
         let clients = (0..2)
-            .map(|_| (0..plan.volumes).map(|_| Client::new(rng.fork(), plan.sectors)).collect())
+            .map(|_| {
+                (0..plan.volumes)
+                    .map(|_| Client::new(rng.fork(), plan.sectors))
+                    .collect()
+            })
             .collect();
         World {
             network: Network::new(plan.network_latency),
@@ -128,7 +169,8 @@ impl World {
         let story = format!("{}: {}", self.plan.scenario.name, self.plan.scenario.story);
         self.note(None, "scenario", || story);
         self.schedule.at(0, Happening::Start { node: 0 });
-        self.schedule.at(self.rng.below(SECOND), Happening::Start { node: 1 });
+        self.schedule
+            .at(self.rng.below(SECOND), Happening::Start { node: 1 });
         self.schedule.at(2 * SECOND, Happening::Operator);
         self.schedule.at(3 * SECOND, Happening::Fault);
         self.schedule.at(self.plan.length, Happening::Calm);
@@ -176,27 +218,44 @@ impl World {
             let now = self.schedule.now();
             let who = node.map_or("-".to_string(), |n| n.to_string());
             let (whole, micros) = (now / SECOND, now % SECOND / MICRO);
-            let _ = writeln!(self.trace, "{whole:>4}.{micros:06} {who} {kind:<9} {}", text());
+            let _ = writeln!(
+                self.trace,
+                "{whole:>4}.{micros:06} {who} {kind:<9} {}",
+                text()
+            );
         }
     }
 
     fn apply(&mut self, happening: Happening) {
         match happening {
             Happening::Start { node } => self.start(node),
-            Happening::Tick { node, incarnation, at } => self.tick(node, incarnation, at),
+            Happening::Tick {
+                node,
+                incarnation,
+                at,
+            } => self.tick(node, incarnation, at),
             Happening::Disk { node, volume, op } => self.disk_done(node, volume, op),
             Happening::Arrive { link, direction } => self.arrive(link, direction),
             Happening::Up { link, side } => self.link_up(link, side),
             Happening::Broken { link, side } => self.link_broken(link, side),
             Happening::Dial => self.dial(),
-            Happening::Client { node, volume, incarnation } => {
+            Happening::Client {
+                node,
+                volume,
+                incarnation,
+            } => {
                 self.client(node, volume, incarnation);
             }
             Happening::Operator => self.operate(),
             Happening::Fault => self.fault(),
             Happening::Resume { node } => self.resume(node),
             Happening::Heal { directions } => self.heal(directions),
-            Happening::Voted { node, incarnation, volume, generation } => {
+            Happening::Voted {
+                node,
+                incarnation,
+                volume,
+                generation,
+            } => {
                 if self.is(node, incarnation) {
                     let volume = VolumeId(volume as u16);
                     self.feed(node, Event::VoterRecorded { volume, generation });
@@ -212,7 +271,10 @@ impl World {
     }
 
     pub fn is(&self, node: usize, incarnation: u32) -> bool {
-        self.nodes[node].process.as_ref().is_some_and(|p| p.incarnation == incarnation)
+        self.nodes[node]
+            .process
+            .as_ref()
+            .is_some_and(|p| p.incarnation == incarnation)
     }
 
     /// The engine's configuration for a new process.
@@ -224,7 +286,11 @@ impl World {
             volumes: (0..self.plan.volumes).map(|v| VolumeId(v as u16)).collect(),
             protocol: self.options.protocol,
             timeouts: self.plan.timeouts,
-            vote: if self.options.voter { VoteMode::Voter } else { VoteMode::Operator },
+            vote: if self.options.voter {
+                VoteMode::Voter
+            } else {
+                VoteMode::Operator
+            },
             al_extents: self.plan.log_slots,
             resync_buffers: self.plan.resync_buffers,
             resync_chunk: self.plan.resync_chunk,
@@ -252,7 +318,9 @@ impl World {
             self.trace_event(node, &event);
         }
         let mut actions = std::mem::take(&mut self.actions);
-        let Some(process) = &mut self.nodes[node].process else { return };
+        let Some(process) = &mut self.nodes[node].process else {
+            return;
+        };
         let incarnation = process.incarnation;
         process.engine.handle(now, event, &mut actions);
         let cut = self.kill_between(node, actions.len());
@@ -281,20 +349,36 @@ impl World {
         if !self.rng.chance(300) || !self.atlas.death() {
             return None;
         }
-        self.note(Some(node), "fault", || "dies between two actions".to_string());
+        self.note(Some(node), "fault", || {
+            "dies between two actions".to_string()
+        });
         Some(self.rng.below(actions as u64) as usize)
     }
 
     fn arm(&mut self, node: usize) {
-        let Some(process) = &self.nodes[node].process else { return };
-        let Some(deadline) = process.engine.next_deadline() else { return };
+        let Some(process) = &self.nodes[node].process else {
+            return;
+        };
+        let Some(deadline) = process.engine.next_deadline() else {
+            return;
+        };
         let at = self.nodes[node].when(deadline).max(self.schedule.now() + 1);
         let incarnation = process.incarnation;
-        if process.tick_at.is_none_or(|t| at < t || t <= self.schedule.now()) {
+        if process
+            .tick_at
+            .is_none_or(|t| at < t || t <= self.schedule.now())
+        {
             if let Some(process) = &mut self.nodes[node].process {
                 process.tick_at = Some(at);
             }
-            self.schedule.at(at, Happening::Tick { node, incarnation, at });
+            self.schedule.at(
+                at,
+                Happening::Tick {
+                    node,
+                    incarnation,
+                    at,
+                },
+            );
         }
     }
 
@@ -313,7 +397,9 @@ impl World {
 
     /// Reads the engine's state again after it announced a change.
     fn refresh(&mut self, node: usize) {
-        let Some(process) = &mut self.nodes[node].process else { return };
+        let Some(process) = &mut self.nodes[node].process else {
+            return;
+        };
         process.status = process.engine.status();
         self.coverage.state(node, &process.status);
         if self.options.trace {
@@ -324,7 +410,9 @@ impl World {
     }
 
     pub fn command(&mut self, node: usize, command: Command, purpose: Purpose) {
-        let Some(process) = &mut self.nodes[node].process else { return };
+        let Some(process) = &mut self.nodes[node].process else {
+            return;
+        };
         let id = CommandId(process.command_id(purpose));
         self.feed(node, Event::Command { id, command });
     }
@@ -337,7 +425,9 @@ impl World {
         }
         match action {
             Action::Complete { request, result } => {
-                let Some(process) = &mut self.nodes[node].process else { return };
+                let Some(process) = &mut self.nodes[node].process else {
+                    return;
+                };
                 if let Some(request) = process.requests.remove(&request) {
                     self.completed(node, request, result.is_ok());
                 } else {
@@ -345,26 +435,78 @@ impl World {
                     self.oracle.report(12, Check::Contract, text);
                 }
             }
-            Action::DiskRead { io, volume, span, buffer } => {
-                self.read(node, volume, span, Target::Read { io, buffer, hash: false });
+            Action::DiskRead {
+                io,
+                volume,
+                span,
+                buffer,
+            } => {
+                self.read(
+                    node,
+                    volume,
+                    span,
+                    Target::Read {
+                        io,
+                        buffer,
+                        hash: false,
+                    },
+                );
             }
-            Action::DiskHash { io, volume, span, buffer } => {
-                self.read(node, volume, span, Target::Read { io, buffer, hash: true });
+            Action::DiskHash {
+                io,
+                volume,
+                span,
+                buffer,
+            } => {
+                self.read(
+                    node,
+                    volume,
+                    span,
+                    Target::Read {
+                        io,
+                        buffer,
+                        hash: true,
+                    },
+                );
             }
-            Action::DiskWrite { io, volume, span, buffer, fua } => {
+            Action::DiskWrite {
+                io,
+                volume,
+                span,
+                buffer,
+                fua,
+            } => {
                 self.write(node, io, volume, span, Some(buffer), fua);
             }
-            Action::DiskZeroes { io, volume, span, unmap: _, fua } => {
+            Action::DiskZeroes {
+                io,
+                volume,
+                span,
+                unmap: _,
+                fua,
+            } => {
                 self.write(node, io, volume, span, None, fua);
             }
             Action::DiskFlush { io, volume } => {
                 let volume = usize::from(volume.0);
-                self.submit(node, volume, DiskOp::Flush, DiskFault::None, Target::Flush { io });
+                self.submit(
+                    node,
+                    volume,
+                    DiskOp::Flush,
+                    DiskFault::None,
+                    Target::Flush { io },
+                );
             }
             Action::Meta { io, volume, op } => self.meta(node, usize::from(volume.0), io, op),
-            Action::Send { link, envelope, payload } => self.send(node, link, envelope, payload),
+            Action::Send {
+                link,
+                envelope,
+                payload,
+            } => self.send(node, link, envelope, payload),
             Action::Copy { from, to, len } => {
-                let Some(process) = &mut self.nodes[node].process else { return };
+                let Some(process) = &mut self.nodes[node].process else {
+                    return;
+                };
                 if let Some(stamps) = process.stamps(from, len as usize / SECTOR as usize) {
                     process.fill(to, &stamps);
                 }
@@ -383,13 +525,21 @@ impl World {
             }
             Action::Serve { serve, term: _ } => self.serve(node, serve),
             Action::Size { .. } | Action::DiskClosed { .. } => {}
-            Action::RecordAtVoter { volume, generation, term } => {
+            Action::RecordAtVoter {
+                volume,
+                generation,
+                term,
+            } => {
                 let incarnation = self.nodes[node].incarnations;
                 let index = usize::from(volume.0);
                 if self.voter.record(node, index, generation, term) {
                     let delay = self.rng.delay(self.plan.network_latency);
-                    let happening =
-                        Happening::Voted { node, incarnation, volume: index, generation };
+                    let happening = Happening::Voted {
+                        node,
+                        incarnation,
+                        volume: index,
+                        generation,
+                    };
                     self.schedule.after(delay, happening);
                 }
             }
@@ -398,7 +548,11 @@ impl World {
                 tracked.slots.insert(slot, (usize::from(volume.0), span));
             }
             Action::Untrack { slot } => {
-                self.nodes[node].tracked.get_or_insert_default().slots.remove(&slot);
+                self.nodes[node]
+                    .tracked
+                    .get_or_insert_default()
+                    .slots
+                    .remove(&slot);
             }
             Action::TrackExact { exact } => {
                 self.nodes[node].tracked.get_or_insert_default().exact = exact;
@@ -429,7 +583,9 @@ impl World {
     ) {
         let volume = usize::from(volume.0);
         let (start, count) = (span.start / SECTOR, u64::from(span.len) / SECTOR);
-        let Some(process) = &self.nodes[node].process else { return };
+        let Some(process) = &self.nodes[node].process else {
+            return;
+        };
         let stamps = match buffer {
             Some(buffer) => process.stamps(buffer, count as usize),
             None => Some(vec![ZERO; count as usize]),
@@ -447,27 +603,61 @@ impl World {
         if buffer.is_some() {
             fault = self.atlas.data_fault(node, true);
             if fault == DiskFault::None {
-                fault = self.atlas.silent_fault(node, volume, start, count, self.plan.sectors);
+                fault = self
+                    .atlas
+                    .silent_fault(node, volume, start, count, self.plan.sectors);
             }
         }
-        let op = DiskOp::Write { start, stamps: stamps.clone(), fua };
-        self.submit(node, volume, op, fault, Target::Write { io, origin, start, stamps });
+        let op = DiskOp::Write {
+            start,
+            stamps: stamps.clone(),
+            fua,
+        };
+        self.submit(
+            node,
+            volume,
+            op,
+            fault,
+            Target::Write {
+                io,
+                origin,
+                start,
+                stamps,
+            },
+        );
     }
 
     fn submit(&mut self, node: usize, volume: usize, op: DiskOp, fault: DiskFault, target: Target) {
         let mean = self.plan.disk_latency * self.atlas.slow[node];
         let delay = self.rng.delay(mean);
         let n = &mut self.nodes[node];
-        let Some(process) = &mut n.process else { return };
+        let Some(process) = &mut n.process else {
+            return;
+        };
         let id = n.disks[volume].submit(op, fault);
         process.ios.insert((volume, id), target);
-        self.schedule.after(delay, Happening::Disk { node, volume, op: id });
+        self.schedule.after(
+            delay,
+            Happening::Disk {
+                node,
+                volume,
+                op: id,
+            },
+        );
     }
 
     fn disk_done(&mut self, node: usize, volume: usize, op: OpId) {
-        let target =
-            self.nodes[node].process.as_mut().and_then(|p| p.ios.remove(&(volume, op)));
-        if let Some(Target::Write { origin, start, stamps, .. }) = &target {
+        let target = self.nodes[node]
+            .process
+            .as_mut()
+            .and_then(|p| p.ios.remove(&(volume, op)));
+        if let Some(Target::Write {
+            origin,
+            start,
+            stamps,
+            ..
+        }) = &target
+        {
             self.check_landing(node, volume, *origin, *start, stamps);
         }
         let Some(result) = self.nodes[node].disks[volume].complete(op, &mut self.rng) else {
@@ -479,7 +669,11 @@ impl World {
             DiskResult::Done | DiskResult::Data(_) => IoOutcome::Done,
         };
         match target {
-            Target::Read { io, buffer, hash: hashed } => {
+            Target::Read {
+                io,
+                buffer,
+                hash: hashed,
+            } => {
                 let mut outcome = plain;
                 if let (DiskResult::Data(stamps), Some(process)) =
                     (&result, &mut self.nodes[node].process)
@@ -501,37 +695,55 @@ impl World {
     // ---- metadata ----
 
     fn meta(&mut self, node: usize, volume: usize, io: lockstep::engine::IoId, op: MetaOp) {
-        let Some(process) = &mut self.nodes[node].process else { return };
+        let Some(process) = &mut self.nodes[node].process else {
+            return;
+        };
         process.meta[volume].waiting.push_back((io, op));
         self.meta_next(node, volume);
     }
 
     /// Starts the next metadata operation when none is under way.
     fn meta_next(&mut self, node: usize, volume: usize) {
-        let Some(process) = &mut self.nodes[node].process else { return };
+        let Some(process) = &mut self.nodes[node].process else {
+            return;
+        };
         if process.meta[volume].current.is_some() {
             return;
         }
-        let Some((io, op)) = process.meta[volume].waiting.pop_front() else { return };
+        let Some((io, op)) = process.meta[volume].waiting.pop_front() else {
+            return;
+        };
         if let MetaOp::Log(transaction) = &op {
             process.logging[volume] = Some(transaction.table.as_ref().clone());
         }
-        let steps = process.stores[volume].as_mut().and_then(|store| store.plan(&op));
+        let steps = process.stores[volume]
+            .as_mut()
+            .and_then(|store| store.plan(&op));
         let failed = steps.is_none().then_some(EIO);
         let steps = steps.unwrap_or_default();
-        process.meta[volume].current = Some(MetaWork { io, op, steps, failed });
+        process.meta[volume].current = Some(MetaWork {
+            io,
+            op,
+            steps,
+            failed,
+        });
         self.meta_step(node, volume);
     }
 
     fn meta_step(&mut self, node: usize, volume: usize) {
-        let work = self.nodes[node].process.as_mut().and_then(|p| p.meta[volume].current.as_mut());
+        let work = self.nodes[node]
+            .process
+            .as_mut()
+            .and_then(|p| p.meta[volume].current.as_mut());
         let Some(work) = work else { return };
         let step = work.steps.pop_front().filter(|_| work.failed.is_none());
         let (op, fault) = match step {
             None => return self.meta_done(node, volume),
             Some(meta::Step::Flush) => (DiskOp::Flush, DiskFault::None),
             Some(meta::Step::Write { offset, bytes }) => {
-                let fault = self.atlas.metadata_fault(node, offset, &meta::vital_blocks());
+                let fault = self
+                    .atlas
+                    .metadata_fault(node, offset, &meta::vital_blocks());
                 (DiskOp::MetaWrite { offset, bytes }, fault)
             }
         };
@@ -554,8 +766,12 @@ impl World {
     }
 
     fn meta_done(&mut self, node: usize, volume: usize) {
-        let Some(process) = &mut self.nodes[node].process else { return };
-        let Some(work) = process.meta[volume].current.take() else { return };
+        let Some(process) = &mut self.nodes[node].process else {
+            return;
+        };
+        let Some(work) = process.meta[volume].current.take() else {
+            return;
+        };
         let outcome = work.failed.map_or(IoOutcome::Done, IoOutcome::Failed);
         let mut left = Vec::new();
         if let MetaOp::Log(transaction) = &work.op {
@@ -569,7 +785,13 @@ impl World {
         }
         self.check_evicted(node, volume, &left);
         self.meta_next(node, volume);
-        self.feed(node, Event::Io { io: work.io, outcome });
+        self.feed(
+            node,
+            Event::Io {
+                io: work.io,
+                outcome,
+            },
+        );
     }
 
     // ---- network ----
@@ -582,8 +804,15 @@ impl World {
         payload: Option<(Buffer, u32)>,
     ) {
         let link = link.0 as usize;
-        let Some(process) = &self.nodes[node].process else { return };
-        if self.network.links.get(link).is_none_or(|l| l.closed[node] || !l.up[node]) {
+        let Some(process) = &self.nodes[node].process else {
+            return;
+        };
+        if self
+            .network
+            .links
+            .get(link)
+            .is_none_or(|l| l.closed[node] || !l.up[node])
+        {
             return;
         }
         let payload = match payload {
@@ -591,7 +820,8 @@ impl World {
             Some((buffer, len)) => match process.stamps(buffer, len as usize / SECTOR as usize) {
                 Some(stamps) => Some(Rc::from(stamps)),
                 None => {
-                    let text = format!("node {node} sends {len} bytes of {buffer:?}: gone or short");
+                    let text =
+                        format!("node {node} sends {len} bytes of {buffer:?}: gone or short");
                     return self.oracle.report(12, Check::Contract, text);
                 }
             },
@@ -607,19 +837,28 @@ impl World {
     /// Puts a frame on the wire.
     pub fn put(&mut self, link: usize, direction: usize, frame: Frame) {
         let now = self.schedule.now();
-        if let Some(delivery) = self.network.send(link, direction, frame, now, &mut self.rng) {
+        if let Some(delivery) = self
+            .network
+            .send(link, direction, frame, now, &mut self.rng)
+        {
             self.deliver(delivery);
         }
     }
 
     pub fn deliver(&mut self, delivery: Delivery) {
-        let Delivery { link, direction, at } = delivery;
+        let Delivery {
+            link,
+            direction,
+            at,
+        } = delivery;
         self.schedule.at(at, Happening::Arrive { link, direction });
     }
 
     fn arrive(&mut self, link: usize, direction: usize) {
         let side = 1 - direction;
-        let Some(frame) = self.network.arrive(link, direction) else { return };
+        let Some(frame) = self.network.arrive(link, direction) else {
+            return;
+        };
         let state = &self.network.links[link];
         // A driver may have read frames before it was told to close their link.
         let late = state.closed[side] && self.nodes[side].process.is_some() && self.rng.chance(300);
@@ -634,23 +873,45 @@ impl World {
             Frame::Close => {
                 self.network.links[link].closed[side] = true;
                 let reason = LinkLoss::Closed;
-                self.feed(side, Event::LinkDown { link: LinkId(link as u64), reason });
+                self.feed(
+                    side,
+                    Event::LinkDown {
+                        link: LinkId(link as u64),
+                        reason,
+                    },
+                );
                 self.redial();
             }
             Frame::Message(envelope, payload) => {
                 self.learn_session(side, link, envelope.session);
-                let Some(process) = &mut self.nodes[side].process else { return };
+                let Some(process) = &mut self.nodes[side].process else {
+                    return;
+                };
                 let buffer = payload.map(|payload| {
                     let incarnation = process.incarnation;
                     let sync = matches!(envelope.message, Message::SyncWrite { .. });
                     if matches!(envelope.message, Message::Write { .. }) && !late {
-                        payload.iter().for_each(|s| self.oracle.received(*s, incarnation));
+                        payload
+                            .iter()
+                            .for_each(|s| self.oracle.received(*s, incarnation));
                     }
                     let (session, term) = (envelope.session, envelope.term);
-                    process.keep(Received { payload, session, term, sync })
+                    process.keep(Received {
+                        payload,
+                        session,
+                        term,
+                        sync,
+                    })
                 });
                 let link = LinkId(link as u64);
-                self.feed(side, Event::Message { link, envelope: *envelope, buffer });
+                self.feed(
+                    side,
+                    Event::Message {
+                        link,
+                        envelope: *envelope,
+                        buffer,
+                    },
+                );
             }
         }
     }
@@ -696,7 +957,10 @@ impl World {
 
     fn link_up(&mut self, link: usize, side: usize) {
         let dead = self.network.links[link].dead || self.network.links[link].closed[side];
-        let wanted = self.nodes[side].process.as_ref().is_some_and(|p| p.want_link);
+        let wanted = self.nodes[side]
+            .process
+            .as_ref()
+            .is_some_and(|p| p.want_link);
         if dead || !wanted {
             self.network.links[link].closed[side] = true;
             self.put(link, side, Frame::Close);
@@ -704,7 +968,13 @@ impl World {
         }
         self.network.links[link].up[side] = true;
         let peer = NodeId(1 - side as u8);
-        self.feed(side, Event::LinkUp { link: LinkId(link as u64), peer });
+        self.feed(
+            side,
+            Event::LinkUp {
+                link: LinkId(link as u64),
+                peer,
+            },
+        );
     }
 
     fn link_broken(&mut self, link: usize, side: usize) {
@@ -712,7 +982,13 @@ impl World {
         if state.up[side] && !state.closed[side] {
             state.closed[side] = true;
             let reason = LinkLoss::Network(104);
-            self.feed(side, Event::LinkDown { link: LinkId(link as u64), reason });
+            self.feed(
+                side,
+                Event::LinkDown {
+                    link: LinkId(link as u64),
+                    reason,
+                },
+            );
         }
         self.network.links[link].closed[side] = true;
         self.redial();
@@ -735,15 +1011,19 @@ impl World {
     // ---- front end ----
 
     fn serve(&mut self, node: usize, serve: bool) {
-        let Some(process) = &mut self.nodes[node].process else { return };
+        let Some(process) = &mut self.nodes[node].process else {
+            return;
+        };
         let was = std::mem::replace(&mut process.serving, serve);
         if !serve || was {
             return;
         }
         process.status = process.engine.status();
         self.check_promotion(node);
-        let Some(process) = &mut self.nodes[node].process else { return };
-        process.forcing = false;
+        let Some(process) = &mut self.nodes[node].process else {
+            return;
+        };
+        process.forced = std::mem::take(&mut process.forcing);
         self.wake_clients(node);
         self.abandon(1 - node);
         self.reissue(node);
@@ -758,7 +1038,14 @@ impl World {
         let incarnation = self.nodes[node].incarnations;
         for volume in 0..self.plan.volumes {
             let pause = self.clients[node][volume].pause();
-            self.schedule.after(pause, Happening::Client { node, volume, incarnation });
+            self.schedule.after(
+                pause,
+                Happening::Client {
+                    node,
+                    volume,
+                    incarnation,
+                },
+            );
         }
     }
 
@@ -787,9 +1074,22 @@ impl World {
         }
         let client = &mut self.clients[node][volume];
         let pause = client.pause();
-        self.schedule.after(pause, Happening::Client { node, volume, incarnation });
-        let Some(process) = &self.nodes[node].process else { return };
-        let open = process.requests.values().filter(|r| r.volume == volume).count();
+        self.schedule.after(
+            pause,
+            Happening::Client {
+                node,
+                volume,
+                incarnation,
+            },
+        );
+        let Some(process) = &self.nodes[node].process else {
+            return;
+        };
+        let open = process
+            .requests
+            .values()
+            .filter(|r| r.volume == volume)
+            .count();
         if open >= client.in_flight_max {
             return;
         }
@@ -797,9 +1097,7 @@ impl World {
         self.requests_left -= 1;
         let (start, count) = (ask.start, ask.count);
         let write = match ask.wish {
-            Wish::Write { fua } => {
-                Some(self.oracle.submit(node, volume, start, count, false, fua))
-            }
+            Wish::Write { fua } => Some(self.oracle.submit(node, volume, start, count, false, fua)),
             Wish::Zeroes { fua, .. } => {
                 Some(self.oracle.submit(node, volume, start, count, true, fua))
             }
@@ -829,7 +1127,9 @@ impl World {
             Wish::Flush => Op::Flush,
         };
         let volume = VolumeId(request.volume as u16);
-        let Some(process) = &mut self.nodes[node].process else { return };
+        let Some(process) = &mut self.nodes[node].process else {
+            return;
+        };
         let id = process.request_id();
         process.requests.insert(id, request);
         let event = Event::Request(lockstep::engine::Request { id, volume, op });
@@ -855,7 +1155,11 @@ impl World {
                     let open = process.requests.len();
                     format!(
                         "node {} {} {} [{}] open {open} reason {:?}",
-                        node.id, process.status.role, c.state, disks.join(", "), c.reason
+                        node.id,
+                        process.status.role,
+                        c.state,
+                        disks.join(", "),
+                        c.reason
                     )
                 }
                 None => format!("node {} down", node.id),
@@ -875,9 +1179,15 @@ impl World {
         let text = match event {
             Event::Message { link, envelope, .. } => {
                 let message = brief(&envelope.message);
-                format!("link {} session {:x} term {} {message}", link.0, envelope.session.0, envelope.term)
+                format!(
+                    "link {} session {:x} term {} {message}",
+                    link.0, envelope.session.0, envelope.term
+                )
             }
-            Event::Command { id, command: Command::Attach { volume, image } } => {
+            Event::Command {
+                id,
+                command: Command::Attach { volume, image },
+            } => {
                 format!("command {} attach {volume} {:?}", id.0, image.superblock)
             }
             other => format!("{other:?}"),
@@ -887,11 +1197,16 @@ impl World {
 
     fn trace_action(&mut self, node: usize, action: &Action) {
         let text = match action {
-            Action::Publish(_) | Action::Release { .. } | Action::Track { .. }
+            Action::Publish(_)
+            | Action::Release { .. }
+            | Action::Track { .. }
             | Action::Untrack { .. } => return,
             Action::Send { link, envelope, .. } => {
                 let message = brief(&envelope.message);
-                format!("send on {} session {:x} term {} {message}", link.0, envelope.session.0, envelope.term)
+                format!(
+                    "send on {} session {:x} term {} {message}",
+                    link.0, envelope.session.0, envelope.term
+                )
             }
             Action::Meta { io, volume, op } => match op {
                 MetaOp::Superblock(s) => format!("superblock {io:?} {volume} {s:?}"),
@@ -911,7 +1226,9 @@ impl World {
 fn brief(message: &Message) -> String {
     match message {
         Message::Bitmap(chunk) => format!("Bitmap {} {}", chunk.volume, chunk.index),
-        Message::SyncCompare { id, volume, span, .. } => format!("SyncCompare {id} {volume} {span}"),
+        Message::SyncCompare {
+            id, volume, span, ..
+        } => format!("SyncCompare {id} {volume} {span}"),
         other => format!("{other:?}"),
     }
 }
