@@ -1,1 +1,7 @@
-fn main() {}
+//! The `lockstep` binary: everything is in the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    lockstep::cli::main()
+}

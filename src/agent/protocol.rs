@@ -31,17 +31,132 @@ pub enum Reply {
 }
 
 /// Why a request failed, with the exit code of the command line.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorReply {
-    /// A stable word: `refused`, `timeout`, `usage`, `config`, `failed`.
+    /// A stable word: see [`ErrorKind::name`].
     pub kind: String,
+    /// What went wrong. May hold further lines (a marked place in the configuration).
     pub reason: String,
+    /// What to do next.
     pub help: String,
     pub exit: u8,
 }
 
+impl ErrorReply {
+    pub fn new(
+        kind: ErrorKind,
+        reason: impl std::fmt::Display,
+        help: impl std::fmt::Display,
+    ) -> ErrorReply {
+        ErrorReply {
+            kind: kind.name().to_owned(),
+            reason: reason.to_string(),
+            help: help.to_string(),
+            exit: kind.exit(),
+        }
+    }
+}
+
+/// The ways in which a command ends without success.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// Something outside did not work: a system call, a process.
+    Failed,
+    /// The request makes no sense.
+    Usage,
+    /// The state of the resource does not allow it.
+    Refused,
+    Timeout,
+    /// No agent answers.
+    Unreachable,
+    Config,
+}
+
+impl ErrorKind {
+    /// The word in `{"error":{"kind":...}}`.
+    pub fn name(self) -> &'static str {
+        match self {
+            ErrorKind::Failed => "failed",
+            ErrorKind::Usage => "usage",
+            ErrorKind::Refused => "refused",
+            ErrorKind::Timeout => "timeout",
+            ErrorKind::Unreachable => "unreachable",
+            ErrorKind::Config => "config",
+        }
+    }
+
+    /// The exit code of the command line.
+    pub fn exit(self) -> u8 {
+        match self {
+            ErrorKind::Failed => 1,
+            ErrorKind::Usage => 2,
+            ErrorKind::Refused => 3,
+            ErrorKind::Timeout => 4,
+            ErrorKind::Unreachable => 5,
+            ErrorKind::Config => 10,
+        }
+    }
+}
+
+/// What a command is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// Every resource that this node has.
+    All,
+    Resource(String),
+    Volume(String, u16),
+    Peer(String, String),
+}
+
+impl Target {
+    /// Reads `all`, `RES`, `RES/VOL` or `RES:PEER`.
+    pub fn parse(text: &str) -> Result<Target, ErrorReply> {
+        let bad = |why: &str| {
+            ErrorReply::new(
+                ErrorKind::Usage,
+                format!("'{text}' names no resource: {why}"),
+                "write RES, RES/VOLUME, RES:PEER or all",
+            )
+        };
+        let word = |name: &str| !name.is_empty() && !name.contains(['/', ':', '\0', '\n']);
+        if text == "all" {
+            return Ok(Target::All);
+        }
+        if let Some((name, volume)) = text.split_once('/') {
+            let volume = volume
+                .parse::<u16>()
+                .map_err(|_| bad("a volume is a number from 0 to 65535"))?;
+            return if word(name) {
+                Ok(Target::Volume(name.to_owned(), volume))
+            } else {
+                Err(bad("the name before the slash is not usable"))
+            };
+        }
+        if let Some((name, peer)) = text.split_once(':') {
+            return if word(name) && word(peer) {
+                Ok(Target::Peer(name.to_owned(), peer.to_owned()))
+            } else {
+                Err(bad("resource and peer need a name each"))
+            };
+        }
+        if word(text) {
+            Ok(Target::Resource(text.to_owned()))
+        } else {
+            Err(bad("the name is empty or not usable"))
+        }
+    }
+
+    /// The resource named; none for `all`.
+    pub fn resource(&self) -> Option<&str> {
+        match self {
+            Target::All => None,
+            Target::Resource(name) | Target::Volume(name, _) | Target::Peer(name, _) => Some(name),
+        }
+    }
+}
+
 /// What the agent hands to a data plane when it starts (first line on descriptor 3's socket).
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ServeConfig {
     pub resource: String,
     pub node: u8,
@@ -65,12 +180,17 @@ pub struct ServeConfig {
 }
 
 /// One volume of a data plane.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ServeVolume {
     pub volume: u16,
     pub front: FrontEnd,
     /// Metadata inside the data device, or on a device of its own.
     pub internal_meta: bool,
+    /// What the driver keeps with the block device of this volume, so that the agent's record of
+    /// it is never taken for another's. A device with the volume's minor and this cookie whose
+    /// server died is recovered; one with another cookie is somebody else's.
+    #[serde(default)]
+    pub cookie: u64,
 }
 
 /// How applications reach a volume.
@@ -80,6 +200,17 @@ pub enum FrontEnd {
     Ublk { minor: u32 },
     NbdUnix { path: String, export: String },
     NbdTcp { address: String, export: String },
+}
+
+impl FrontEnd {
+    /// What applications open: a device, or the URI of an export.
+    pub fn path(&self) -> String {
+        match self {
+            FrontEnd::Ublk { minor } => format!("/dev/ublkb{minor}"),
+            FrontEnd::NbdUnix { path, export } => format!("nbd+unix:///{export}?socket={path}"),
+            FrontEnd::NbdTcp { address, export } => format!("nbd://{address}/{export}"),
+        }
+    }
 }
 
 /// A request of the agent to a data plane (`RUN_DIR/RES.serve.sock`).
@@ -115,4 +246,54 @@ pub enum ServeRequest {
     },
     /// Clean end; the process exits after the reply.
     Shutdown,
+}
+
+/// One item of the stream that `ServeRequest::Events` begins.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ServeNotice {
+    /// The block device of a volume has appeared. The agent makes its queue settings and answers
+    /// with `ServeRequest::QueueConfirmed`; until then the data plane holds every write.
+    DeviceStarted { volume: u16, minor: u32 },
+    /// The data plane has let go of the block device: it can be deleted.
+    DeviceStopped { volume: u16, minor: u32 },
+    /// Something in the picture of `ServeRequest::Status` has changed; what, for the log.
+    Changed(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets() {
+        assert_eq!(Target::parse("all"), Ok(Target::All));
+        assert_eq!(Target::parse("r0"), Ok(Target::Resource("r0".into())));
+        assert_eq!(Target::parse("r0/3"), Ok(Target::Volume("r0".into(), 3)));
+        let peer = Target::Peer("r0".into(), "beta".into());
+        assert_eq!(peer.resource(), Some("r0"));
+        assert_eq!(Target::parse("r0:beta"), Ok(peer));
+        for bad in [
+            "", "/", "r0/", "r0/x", "r0/65536", ":b", "r0:", "/0", "a:b:c",
+        ] {
+            let error = Target::parse(bad).expect_err(bad);
+            assert_eq!((error.kind.as_str(), error.exit), ("usage", 2), "{bad}");
+        }
+    }
+
+    #[test]
+    fn every_kind_has_its_exit_code() {
+        let kinds = [
+            (ErrorKind::Failed, 1),
+            (ErrorKind::Usage, 2),
+            (ErrorKind::Refused, 3),
+            (ErrorKind::Timeout, 4),
+            (ErrorKind::Unreachable, 5),
+            (ErrorKind::Config, 10),
+        ];
+        for (kind, exit) in kinds {
+            let reply = ErrorReply::new(kind, "why", "what next");
+            assert_eq!((reply.kind.as_str(), reply.exit), (kind.name(), exit));
+        }
+    }
 }

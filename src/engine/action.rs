@@ -25,6 +25,11 @@ pub enum Notice {
         volume: VolumeId,
         to: DiskState,
     },
+    /// The disk failed with this errno and is detached.
+    DiskError {
+        volume: VolumeId,
+        errno: i32,
+    },
     Connection {
         to: ConnectionState,
         reason: Option<Refusal>,
@@ -86,11 +91,6 @@ pub enum Action {
         unmap: bool,
         fua: bool,
     },
-    DiskDiscard {
-        io: IoId,
-        volume: VolumeId,
-        span: Span,
-    },
     DiskFlush {
         io: IoId,
         volume: VolumeId,
@@ -108,6 +108,12 @@ pub enum Action {
         link: LinkId,
         envelope: Envelope,
         payload: Option<(Buffer, u32)>,
+    },
+    /// Copies the first `len` bytes of one buffer to another.
+    Copy {
+        from: Buffer,
+        to: Buffer,
+        len: u32,
     },
     /// Ends the buffer of a received payload.
     Release {

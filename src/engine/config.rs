@@ -39,7 +39,8 @@ pub struct Timeouts {
     pub timeout: Duration,
     /// `ko-count` (7); 0 switches the rule off.
     pub ko_count: u32,
-    /// How long a handshake may take once the transport is up.
+    /// How long a handshake may take once the transport is up, reading and storing included; a
+    /// silent peer is noticed much earlier.
     pub handshake: Duration,
 }
 
@@ -50,7 +51,7 @@ impl Default for Timeouts {
             ping_timeout: Duration::from_millis(500),
             timeout: Duration::from_secs(6),
             ko_count: 7,
-            handshake: Duration::from_secs(4),
+            handshake: Duration::from_secs(60),
         }
     }
 }
@@ -79,4 +80,7 @@ pub struct Config {
     pub boot_id: u64,
     /// Seed of the identifier sequence; from the operating system's generator in production.
     pub seed: u128,
+    /// A deliberate defect.
+    #[cfg(feature = "sabotage")]
+    pub sabotage: Option<super::Sabotage>,
 }

@@ -54,6 +54,9 @@ pub enum Ground {
     Operator,
     /// A grant of the third voter.
     Voter,
+    /// The agent has watched throughout: this node was primary, only its data process died, and
+    /// the same reign goes on.
+    Recovered,
 }
 
 /// What an operator (through the agent) asks for.

@@ -20,10 +20,8 @@ pub enum AckKind {
 pub enum WriteKind {
     /// Payload follows.
     Data,
-    Zeroes {
-        unmap: bool,
-    },
-    Discard,
+    /// Afterwards the range reads as zeroes; a discard is a zeroing that may give blocks back.
+    Zeroes { unmap: bool },
 }
 
 /// A volume as its node describes it in the handshake.
@@ -92,7 +90,11 @@ pub enum Message {
     },
     /// Part of the sync target's bitmap, before its `Ready`.
     Bitmap(BitmapChunk),
-    /// The session is stored; whatever follows is replication.
+    /// The session is stored and so is what this side must record as sync source; the other side
+    /// may now become sync target.
+    Stored,
+    /// What this side must record as sync target is stored and its bitmap sent; whatever follows
+    /// is replication.
     Ready,
     /// A replicated write. `sequence` counts the writes of this session, from 1.
     Write {
@@ -212,4 +214,33 @@ pub struct Envelope {
     /// Counts the frames that the sender has sent on this link's lane, from 1.
     pub frame: u64,
     pub message: Message,
+}
+
+impl Message {
+    /// The volume that the message is about.
+    pub(super) fn volume(&self) -> Option<VolumeId> {
+        match self {
+            Message::Write { volume, .. }
+            | Message::Read { volume, .. }
+            | Message::SyncWrite { volume, .. }
+            | Message::SyncCompare { volume, .. }
+            | Message::SyncDone { volume, .. }
+            | Message::SyncAdopted { volume }
+            | Message::NewGeneration { volume, .. }
+            | Message::NewGenerationAck { volume, .. }
+            | Message::DiskState { volume, .. } => Some(*volume),
+            _ => None,
+        }
+    }
+
+    /// The range that the message is about.
+    pub(super) fn span(&self) -> Option<Span> {
+        match self {
+            Message::Write { span, .. }
+            | Message::Read { span, .. }
+            | Message::SyncWrite { span, .. }
+            | Message::SyncCompare { span, .. } => Some(*span),
+            _ => None,
+        }
+    }
 }

@@ -8,14 +8,28 @@
 //! The engine never touches payload bytes: it names buffers ([`Buffer`]) that its driver owns.
 
 mod action;
+mod activity_log;
+mod bitmap;
 mod config;
+mod disks;
 mod event;
+mod handshake;
 mod ids;
+mod link;
 mod message;
 mod persist;
+mod picture;
 mod reason;
+mod replica;
+mod requests;
 mod resource;
+mod roles;
+#[cfg(feature = "sabotage")]
+mod sabotage;
 mod status;
+mod sync;
+mod transfer;
+mod volume;
 
 pub use action::{Action, Notice};
 pub use config::{Config, Protocol, Timeouts, VoteMode};
@@ -32,7 +46,12 @@ pub use persist::{
 };
 pub use reason::{IoFailure, LinkLoss, Refusal};
 pub use resource::Engine;
+#[cfg(feature = "sabotage")]
+pub use sabotage::Sabotage;
 pub use status::{
     ConnectionState, ConnectionStatus, DeviceStatus, DiskState, PeerDeviceStatus, ReplicationState,
     ResourceStatus, Role,
 };
+
+#[cfg(test)]
+mod pair;

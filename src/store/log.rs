@@ -4,10 +4,11 @@
 //! table as it is after them. Transaction `n` lies in block `n % 7` and carries chunk `n % 6`, so
 //! any six consecutive transactions tell the whole table while the seventh is being overwritten.
 //!
-//! Every 512-byte sector carries the transaction's number and a checksum of its own, keyed with
-//! the identity of the metadata and the sector's place. That tells a torn write (sound sectors of
-//! two neighbouring laps: the transaction never completed and its predecessor counts) from a
-//! damaged block (which may have been the newest: nothing is proven).
+//! Every 512-byte sector carries the transaction's number, the checksum of the whole transaction,
+//! and a checksum of its own, keyed with the identity of the metadata and the sector's place. That
+//! tells a torn write (sound sectors of two neighbouring laps: the transaction never completed and
+//! its predecessor counts) from a damaged block (which may have been the newest: nothing is
+//! proven), and two torn attempts at the same transaction never make up a whole one.
 
 use thiserror::Error;
 use zerocopy::byteorder::big_endian::{U16, U32, U64};
@@ -21,15 +22,15 @@ pub const BLOCKS: usize = 7;
 /// Parts that the slot table is written in.
 const CHUNKS: usize = 6;
 /// Slots per part: what a block has room for.
-const CHUNK_SLOTS: usize = 900;
+const CHUNK_SLOTS: usize = 894;
 /// Slots of the table on disk. Tables of the engine may be shorter: the rest is free.
 pub const MAX_SLOTS: usize = CHUNKS * CHUNK_SLOTS;
 
 const MAGIC: [u8; 4] = *b"LkAl";
 const SECTORS: usize = 8;
 const SECTOR: usize = 512;
-/// Bytes of a sector before its number and checksum.
-const SECTOR_PAYLOAD: usize = 500;
+/// Bytes of a sector before its number and checksums.
+const SECTOR_PAYLOAD: usize = 496;
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -43,11 +44,8 @@ struct RawChange {
 #[repr(C)]
 struct RawTransaction {
     magic: [u8; 4],
-    /// Over the payload with this field zero.
-    crc: U32,
     change_count: U16,
     chunk: U16,
-    reserved: [u8; 4],
     changes: [RawChange; LogTransaction::MAX_CHANGES],
     context: [U32; CHUNK_SLOTS],
 }
@@ -57,21 +55,14 @@ struct RawTransaction {
 struct RawSector {
     payload: [u8; SECTOR_PAYLOAD],
     number: U64,
+    /// Over the payloads of all sectors.
+    seal: U32,
+    /// Over identity, place and this sector up to here.
     crc: U32,
 }
 
 const _: () = assert!(size_of::<RawTransaction>() == SECTORS * SECTOR_PAYLOAD);
 const _: () = assert!(size_of::<RawSector>() == SECTOR);
-
-impl RawTransaction {
-    fn checksum(&self) -> u32 {
-        let bytes = self.as_bytes();
-        let mut h = crc32fast::Hasher::new();
-        h.update(&bytes[..4]);
-        h.update(&bytes[8..]);
-        h.finalize()
-    }
-}
 
 impl RawSector {
     fn checksum(&self, id: u64, offset: u64) -> u32 {
@@ -102,12 +93,13 @@ pub fn encode(id: u64, offset: u64, number: u64, changes: &[SlotChange], table: 
     for (to, from) in raw.context.iter_mut().zip(context) {
         to.set(from);
     }
-    raw.crc.set(raw.checksum());
+    let seal = crc32fast::hash(raw.as_bytes());
     let mut block = Vec::with_capacity(BLOCK as usize);
     for (i, payload) in raw.as_bytes().chunks_exact(SECTOR_PAYLOAD).enumerate() {
         let mut sector = RawSector::new_zeroed();
         sector.payload.copy_from_slice(payload);
         sector.number.set(number);
+        sector.seal.set(seal);
         let crc = sector.checksum(id, offset + (i * SECTOR) as u64);
         sector.crc.set(crc);
         block.extend_from_slice(sector.as_bytes());
@@ -144,39 +136,34 @@ pub struct Transaction {
 /// Decodes the block read at `offset`. `bytes` is `None` when it could not be read.
 pub fn decode(id: u64, offset: u64, bytes: Option<&[u8]>) -> Block {
     let mut payload = Vec::with_capacity(SECTORS * SECTOR_PAYLOAD);
-    let mut numbers = [0u64; SECTORS];
-    let mut sound = 0;
+    let mut tags = Vec::with_capacity(SECTORS);
     let sectors = bytes.unwrap_or_default().chunks_exact(SECTOR);
-    for (i, (number, bytes)) in numbers.iter_mut().zip(sectors).enumerate() {
+    for (i, bytes) in sectors.enumerate().take(SECTORS) {
         let Ok(sector) = RawSector::ref_from_bytes(bytes) else {
             continue;
         };
         if sector.crc.get() == sector.checksum(id, offset + (i * SECTOR) as u64) {
-            *number = sector.number.get();
             payload.extend_from_slice(&sector.payload);
-            sound += 1;
+            tags.push((sector.number.get(), sector.seal.get()));
         }
     }
-    let new = numbers.iter().copied().max().unwrap_or(0);
+    let new = tags.iter().map(|t| t.0).max().unwrap_or(0);
     let bad = Block::Bad { highest: new };
-    if sound != SECTORS {
-        return bad;
+    let whole = (new, crc32fast::hash(&payload));
+    if tags.len() != SECTORS {
+        bad
+    } else if tags.iter().all(|t| *t == whole) {
+        let raw = RawTransaction::ref_from_bytes(&payload).ok();
+        let transaction = raw.and_then(|raw| parse(new, raw));
+        transaction.map_or(bad, Block::Whole)
+    } else if tags
+        .iter()
+        .all(|t| t.0 == new || t.0 == new.wrapping_sub(BLOCKS as u64))
+    {
+        Block::Torn { new }
+    } else {
+        bad
     }
-    let lap = BLOCKS as u64;
-    if numbers.iter().any(|&n| n != new) {
-        let neighbours = numbers
-            .iter()
-            .all(|&n| n == new || n == new.wrapping_sub(lap));
-        return if neighbours { Block::Torn { new } } else { bad };
-    }
-    let Ok(raw) = RawTransaction::ref_from_bytes(&payload) else {
-        return bad;
-    };
-    if raw.crc.get() != raw.checksum() {
-        // Two attempts at the same transaction, from a crash during the write after a crash.
-        return Block::Torn { new };
-    }
-    parse(new, raw).map_or(bad, Block::Whole)
 }
 
 fn parse(number: u64, raw: &RawTransaction) -> Option<Transaction> {

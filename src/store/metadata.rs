@@ -132,34 +132,48 @@ impl Metadata {
         Metadata::create_with(layout, id, superblock)
     }
 
-    /// As [`Metadata::create`], with the state given (for adopting foreign metadata; the bitmap
-    /// and the log are taken as empty).
+    /// As [`Metadata::create`], with the state given.
     pub fn create_with(layout: Layout, id: u64, superblock: Superblock) -> (Metadata, Format) {
+        let blank = |copy: Copy| Step::Write {
+            offset: copy.offset(&layout),
+            bytes: vec![0; BLOCK as usize],
+        };
+        let wipe = vec![blank(Copy::Second), blank(Copy::Primary), Step::Flush];
+        let sums = Sums::zero(Grouping::new(&layout));
+        let sound = [0; MAX_GROUPS / 8];
+        let (meta, write) = Metadata::create_around(layout, id, superblock, sums, sound);
+        let zero = layout.bitmap_range();
+        (meta, Format { wipe, zero, write })
+    }
+
+    /// Around a bitmap with these sums: the steps write the ring, then the superblocks, the
+    /// primary one last.
+    pub(super) fn create_around(
+        layout: Layout,
+        id: u64,
+        superblock: Superblock,
+        sums: Sums,
+        unsound: Flux,
+    ) -> (Metadata, Vec<Step>) {
         let mut meta = Metadata {
             layout,
             id,
             sequence: 0,
             superblock,
             trusted: Copy::Primary,
-            sums: Sums::zero(Grouping::new(&layout)),
-            unsound: [0; MAX_GROUPS / 8],
+            sums,
+            unsound,
             log: LogState {
                 number: 0,
-                table: vec![LogTransaction::FREE; MAX_SLOTS],
+                table: Vec::new(),
                 proven: false,
             },
             failed: false,
         };
-        let blank = |copy: Copy| Step::Write {
-            offset: copy.offset(&layout),
-            bytes: vec![0; BLOCK as usize],
-        };
-        let wipe = vec![blank(Copy::Second), blank(Copy::Primary), Step::Flush];
         let mut write = Vec::new();
         meta.rewrite_ring(vec![LogTransaction::FREE; MAX_SLOTS], &mut write);
         meta.write_superblocks(&mut write);
-        let zero = layout.bitmap_range();
-        (meta, Format { wipe, zero, write })
+        (meta, write)
     }
 
     pub fn layout(&self) -> &Layout {
@@ -245,6 +259,8 @@ impl Metadata {
             return Err(PlanError::LogSlots(table.len()));
         }
         if !self.log.proven {
+            // The sums first: they may be what says that everything is dirty.
+            self.write_superblocks(steps);
             let mut whole = vec![LogTransaction::FREE; MAX_SLOTS];
             whole[..table.len()].copy_from_slice(table);
             self.rewrite_ring(whole, steps);

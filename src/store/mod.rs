@@ -15,11 +15,20 @@
 //! the driver, one at a time; a detach drops it. The format is described in [`format`](mod@format).
 
 mod bitmap;
+pub mod create;
+pub mod device;
+pub mod dump;
 mod layout;
 mod log;
 mod metadata;
+pub mod probe;
 mod recover;
 mod superblock;
+
+#[cfg(test)]
+mod disk_tests;
+#[cfg(test)]
+mod tests;
 
 pub mod format {
     #![doc = include_str!("FORMAT.md")]
@@ -28,5 +37,5 @@ pub mod format {
 pub use layout::{BLOCK, EXTENT, LOG_AREA, Layout, LayoutError, MAX_PEERS, Placement};
 pub use log::LogFault;
 pub use metadata::{Copy, Format, Metadata, PlanError, Step};
-pub use recover::{Damage, Medium, ReadAt, RecoverError, Recovered, recover};
+pub use recover::{Damage, Medium, ReadAt, RecoverError, Recovered, adopt, recover};
 pub use superblock::{CopyFault, VERSION};

@@ -9,9 +9,9 @@ use thiserror::Error;
 use super::bitmap::{Flux, Grouping, MAX_GROUPS, Sums, is_zero, mark, marked};
 use super::layout::{BLOCK, Layout, LayoutError, Placement};
 use super::log::{self, BLOCKS, LogFault, LogRecovery, MAX_SLOTS};
-use super::metadata::{Copy, LogState, Metadata};
+use super::metadata::{Copy, LogState, Metadata, Step};
 use super::superblock::{self, Contents, CopyFault};
-use crate::engine::{BITMAP_PAGE_BYTES, LogTransaction, VolumeImage};
+use crate::engine::{BITMAP_PAGE_BYTES, LogTransaction, Superblock, VolumeImage};
 
 /// Bytes of bitmap read at a time.
 const READ: usize = 1 << 20;
@@ -69,7 +69,8 @@ pub enum RecoverError {
 pub struct Damage {
     /// The copy that was not usable, and why. The next superblock write repairs it.
     pub copy: Option<(Copy, CopyFault)>,
-    /// Why every extent counts as covered by the log.
+    /// Why every extent counts as covered by the log (or, on a volume of more than
+    /// [`Layout::max_al_extents`] extents, why the whole bitmap is dirty).
     pub log: Option<LogFault>,
     /// Groups of bitmap pages whose sum did not match: taken as all dirty.
     pub groups: Vec<u16>,
@@ -160,6 +161,10 @@ pub fn read_ring(disk: &mut impl ReadAt, id: u64, layout: &Layout) -> [log::Bloc
 }
 
 /// Reads all metadata. Nothing is written.
+///
+/// The caller flushes the metadata device before: after a mere crash of the process, the last
+/// writes may be readable and still not be durable, and nobody must act on a state that a power
+/// cut can take back.
 pub fn recover(disk: &mut impl ReadAt, medium: &Medium) -> Result<Recovered, RecoverError> {
     let Chosen {
         copy: trusted,
@@ -174,6 +179,9 @@ pub fn recover(disk: &mut impl ReadAt, medium: &Medium) -> Result<Recovered, Rec
         bitmap.read_slot(disk, slot);
     }
     let groups = bitmap.judge(&contents);
+    if !log.proven && contents.superblock.primary && table.is_empty() {
+        bitmap.fill_all();
+    }
     let damage = Damage {
         copy,
         log: log_fault,
@@ -207,7 +215,27 @@ pub fn recover(disk: &mut impl ReadAt, medium: &Medium) -> Result<Recovered, Rec
     })
 }
 
-/// The planner's and the engine's view of the log.
+/// Metadata around a bitmap that is on the disk already, where `layout` has it (DRBD's, whose log
+/// has been applied to it): the steps write everything but the bitmap, the superblock at the
+/// primary place last. Unreadable pages count as all dirty. `id` must be random.
+pub fn adopt(
+    disk: &mut impl ReadAt,
+    layout: Layout,
+    id: u64,
+    superblock: Superblock,
+) -> (Metadata, Vec<Step>) {
+    let mut bitmap = BitmapReader::new(&layout);
+    for slot in 0..layout.max_peers() {
+        bitmap.read_slot(disk, slot);
+    }
+    for (slot, page) in std::mem::take(&mut bitmap.unreadable) {
+        bitmap.fill(slot, page);
+    }
+    Metadata::create_around(layout, id, superblock, bitmap.sums, bitmap.unsound)
+}
+
+/// The planner's and the engine's view of the log. Without proof every extent is in the table, or,
+/// where it has no room for so many, none: then the bitmap must say it.
 fn judge_log(layout: &Layout, found: LogRecovery) -> (LogState, Vec<u32>, Option<LogFault>) {
     let unproven = |number, fault| {
         let state = LogState {
@@ -215,7 +243,9 @@ fn judge_log(layout: &Layout, found: LogRecovery) -> (LogState, Vec<u32>, Option
             table: vec![LogTransaction::FREE; MAX_SLOTS],
             proven: false,
         };
-        (state, (0..layout.extents()).collect(), Some(fault))
+        let room = layout.extents() as usize <= MAX_SLOTS;
+        let covered = if room { layout.extents() } else { 0 };
+        (state, (0..covered).collect(), Some(fault))
     };
     match found {
         LogRecovery::Incomplete { highest, fault } => unproven(highest, fault),
@@ -329,6 +359,14 @@ impl<'a> BitmapReader<'a> {
             pages.for_each(|page| self.fill(slot, page));
         }
         bad
+    }
+
+    /// Makes every page all dirty, durably with the next write of the superblock: the sums on
+    /// disk then match no page that was not written since.
+    fn fill_all(&mut self) {
+        for slot in 0..self.layout.max_peers() {
+            (0..self.layout.pages()).for_each(|page| self.fill(slot, page));
+        }
     }
 
     /// Makes a page all dirty.

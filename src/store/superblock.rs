@@ -1,7 +1,8 @@
 //! The superblock: one 4 KiB block, big endian, kept in two copies.
 //!
-//! Every copy says where it belongs and carries a checksum over the whole block, so that a torn,
-//! flipped or misdirected copy is never taken. Of two valid copies the higher sequence counts.
+//! Every copy says where it belongs, and every sector of it ends with the checksum of the whole
+//! block, so that a torn, flipped or misdirected copy is never taken, not even one that a second
+//! torn write has completed by accident. Of two valid copies the higher sequence counts.
 
 use thiserror::Error;
 use zerocopy::byteorder::big_endian::{U16, U32, U64};
@@ -20,6 +21,11 @@ pub const VERSION: u32 = 1;
 pub const KNOWN_FEATURES: u32 = 0;
 /// Generations that the history has room for.
 pub const MAX_HISTORY: usize = 32;
+
+const SECTORS: usize = 8;
+const SECTOR: usize = 512;
+/// Bytes of a sector before its checksum.
+const SECTOR_PAYLOAD: usize = 508;
 
 const FLAG_PRIMARY: u32 = 1;
 const FLAG_INCONSISTENT: u32 = 2;
@@ -43,13 +49,11 @@ struct RawPeer {
     spare: [u8; 16],
 }
 
-/// The block as it lies on disk; FORMAT.md explains every field.
+/// The first [`SECTOR_PAYLOAD`] bytes of every sector; FORMAT.md explains every field.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct RawSuperblock {
     magic: [u8; 8],
-    /// Over the block with this field zero.
-    crc: U32,
     version: U32,
     features: U32,
     compatible: U32,
@@ -89,19 +93,31 @@ struct RawSuperblock {
     peers: [RawPeer; MAX_PEERS as usize],
     flux: Flux,
     sums: [U32; MAX_GROUPS],
-    tail: [u8; 768],
+    tail: [u8; 740],
 }
 
-const _: () = assert!(size_of::<RawSuperblock>() == BLOCK as usize);
+const _: () = assert!(size_of::<RawSuperblock>() == SECTORS * SECTOR_PAYLOAD);
 
-impl RawSuperblock {
-    fn checksum(&self) -> u32 {
-        let bytes = self.as_bytes();
-        let mut h = crc32fast::Hasher::new();
-        h.update(&bytes[..8]);
-        h.update(&bytes[12..]);
-        h.finalize()
+/// Writes the checksum of all sectors' payloads to the end of every sector.
+pub(super) fn seal(block: &mut [u8]) {
+    let mut h = crc32fast::Hasher::new();
+    for sector in block.chunks_exact(SECTOR) {
+        h.update(&sector[..SECTOR_PAYLOAD]);
     }
+    let crc = h.finalize().to_be_bytes();
+    for sector in block.chunks_exact_mut(SECTOR) {
+        sector[SECTOR_PAYLOAD..].copy_from_slice(&crc);
+    }
+}
+
+/// The payload of a block, if the checksum at the end of every sector matches.
+fn unseal(block: &[u8]) -> Option<Vec<u8>> {
+    let sectors = block.chunks_exact(SECTOR);
+    let (payloads, seals): (Vec<_>, Vec<_>) = sectors.map(|s| s.split_at(SECTOR_PAYLOAD)).unzip();
+    let payload = payloads.concat();
+    let crc = crc32fast::hash(&payload).to_be_bytes();
+    let whole = seals.len() == SECTORS && seals.iter().all(|s| *s == crc);
+    whole.then_some(payload)
 }
 
 /// Everything a superblock says.
@@ -182,9 +198,13 @@ pub fn encode(c: &Contents, own_offset: u64) -> Vec<u8> {
     for (to, &from) in raw.sums.iter_mut().zip(&c.sums) {
         to.set(from);
     }
-    let crc = raw.checksum();
-    raw.crc.set(crc);
-    raw.as_bytes().to_vec()
+    let mut block = Vec::with_capacity(BLOCK as usize);
+    for payload in raw.as_bytes().chunks_exact(SECTOR_PAYLOAD) {
+        block.extend_from_slice(payload);
+        block.extend_from_slice(&[0; SECTOR - SECTOR_PAYLOAD]);
+    }
+    seal(&mut block);
+    block
 }
 
 fn encode_layout(raw: &mut RawSuperblock, l: &Layout) {
@@ -251,7 +271,11 @@ pub fn decode(
     placement: Placement,
     logical_block: u32,
 ) -> Result<Contents, CopyFault> {
-    let raw = checked(bytes, own_offset)?;
+    if !bytes.starts_with(&MAGIC) {
+        return Err(CopyFault::Absent);
+    }
+    let payload = unseal(bytes).ok_or(CopyFault::Checksum)?;
+    let raw = checked(&payload, own_offset)?;
     let layout = decode_layout(raw, placement, logical_block)?;
     let groups = usize::from(raw.group_count.get());
     Ok(Contents {
@@ -265,21 +289,9 @@ pub fn decode(
     })
 }
 
-/// Magic, checksum, place, version, features: in that order, because magic, checksum and place
-/// have the same meaning in every version.
-fn checked(bytes: &[u8], own_offset: u64) -> Result<&RawSuperblock, CopyFault> {
-    let raw = RawSuperblock::ref_from_bytes(bytes).map_err(|_| CopyFault::Absent)?;
-    if raw.crc.get() != raw.checksum() {
-        let ours = raw.magic == MAGIC;
-        return Err(if ours {
-            CopyFault::Checksum
-        } else {
-            CopyFault::Absent
-        });
-    }
-    if raw.magic != MAGIC {
-        return Err(CopyFault::Absent);
-    }
+/// Place, version, features. Magic, checksum and place mean the same in every version.
+fn checked(payload: &[u8], own_offset: u64) -> Result<&RawSuperblock, CopyFault> {
+    let raw = RawSuperblock::ref_from_bytes(payload).map_err(|_| CopyFault::Checksum)?;
     if raw.own_offset.get() != own_offset {
         let recorded = raw.own_offset.get();
         return Err(CopyFault::Misdirected { recorded });
@@ -377,5 +389,38 @@ fn decode_peer(raw: &RawPeer) -> PeerRecord {
         want_full: flags & PEER_WANT_FULL != 0,
         session: Session(raw.session.get()),
         session_pending: Session(raw.session_pending.get()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::mem::offset_of;
+
+    use super::*;
+
+    /// The table in FORMAT.md.
+    #[test]
+    fn fields_are_where_the_format_says() {
+        let documented = [
+            (offset_of!(RawSuperblock, version), 8),
+            (offset_of!(RawSuperblock, own_offset), 20),
+            (offset_of!(RawSuperblock, usable), 60),
+            (offset_of!(RawSuperblock, logical_block), 100),
+            (offset_of!(RawSuperblock, log_slots), 108),
+            (offset_of!(RawSuperblock, log_number), 116),
+            (offset_of!(RawSuperblock, flags), 124),
+            (offset_of!(RawSuperblock, agreed_size), 132),
+            (offset_of!(RawSuperblock, current), 140),
+            (offset_of!(RawSuperblock, unflushed_boot), 164),
+            (offset_of!(RawSuperblock, history), 236),
+            (offset_of!(RawSuperblock, peers), 492),
+            (offset_of!(RawSuperblock, flux), 1212),
+            (offset_of!(RawSuperblock, sums), 1276),
+            (offset_of!(RawSuperblock, tail), 3324),
+            (size_of::<RawPeer>(), 48),
+        ];
+        for (found, written) in documented {
+            assert_eq!(found, written);
+        }
     }
 }

@@ -3,6 +3,9 @@
 //! A target lives on the reactor's thread and ring. It owns the payload buffers of its requests;
 //! a tag's buffer belongs to the engine from `TargetEvent::Request` until [`Target::complete`].
 
+pub mod nbd;
+pub mod ublk;
+
 use lockstep_transport::ring::{RingFull, Submitter};
 
 use crate::engine::{IoFailure, Op};

@@ -1,0 +1,817 @@
+//! The supervisor of one resource: carries out orders one after the other and keeps the data
+//! plane running as they left it.
+//!
+//! What the operator asked for is the [`Wish`]. A data plane that dies is started again and
+//! brought back to the wish: disks, connection, and the role that it had. The keeper owns the
+//! process handle and the in-flight memory; `status` reads [`Status`] beside it and never waits
+//! for an order that is being carried out.
+
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep, timeout_at};
+use tracing::{error, info, warn};
+
+use super::channel::{Channel, MAX_REPLY};
+use super::dirs::{Dirs, remove_if_there};
+use super::disks;
+use super::front::{Fronts, term_of};
+use super::plan::Plan;
+use super::plane::{self, Plane};
+use super::protocol::{ErrorKind, ErrorReply, Reply, ServeNotice, ServeRequest};
+use super::status::{Phase, Status};
+use super::view::ResourceView;
+use crate::engine::Term;
+use crate::target::ublk::DeviceRecord;
+
+/// How long a data plane may take to leave after a clean end before it is killed.
+const LEAVE: Duration = Duration::from_secs(10);
+/// How long opening a disk may be refused as busy: the I/O of a predecessor drains meanwhile.
+const DRAIN: Duration = Duration::from_secs(30);
+/// The same for an operator who waits for the answer.
+const DRAIN_ORDERED: Duration = Duration::from_secs(5);
+/// Between attempts to get the role back; the peer needs a moment to see the old link die.
+const REGAIN_EVERY: Duration = Duration::from_millis(200);
+/// How long it is tried: requests queued in a block device must not wait for ever.
+const REGAIN_LIMIT: Duration = Duration::from_secs(30);
+/// First and longest pause before a data plane that keeps dying is started again, and how long
+/// it must live for the pause to shrink back.
+const RESTART_FIRST: Duration = Duration::from_millis(200);
+const RESTART_LONGEST: Duration = Duration::from_secs(30);
+const STABLE_AFTER: Duration = Duration::from_secs(20);
+
+/// What an operator orders.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Order {
+    Up,
+    Down,
+    Attach(Option<u16>),
+    Detach(Option<u16>),
+    Connect { discard_my_data: bool },
+    Disconnect,
+    Primary { force: bool },
+    Secondary,
+    Invalidate(Option<u16>),
+}
+
+/// Where the answer of an order goes.
+pub type Answer = oneshot::Sender<Result<Value, ErrorReply>>;
+
+/// What reaches a keeper.
+pub enum Input {
+    Order {
+        order: Order,
+        answer: Answer,
+    },
+    /// The configuration changed while the resource was down.
+    Replan(Box<Plan>),
+    /// The process of this incarnation has ended.
+    Ended {
+        incarnation: u64,
+        how: String,
+    },
+}
+
+/// What the operator wants of the resource.
+#[derive(Clone, Debug, Default)]
+struct Wish {
+    up: bool,
+    attached: BTreeSet<u16>,
+    connected: bool,
+    primary: bool,
+}
+
+/// What all keepers of a node share.
+pub struct Site {
+    pub dirs: Dirs,
+    /// The binary that is started as a data plane.
+    pub program: PathBuf,
+}
+
+/// When a data plane that died is started again.
+#[derive(Debug)]
+struct Backoff {
+    pause: Duration,
+    at: Option<Instant>,
+    started: Instant,
+}
+
+impl Backoff {
+    fn new() -> Backoff {
+        Backoff {
+            pause: Duration::ZERO,
+            at: None,
+            started: Instant::now(),
+        }
+    }
+
+    fn started(&mut self) {
+        self.started = Instant::now();
+        self.at = None;
+    }
+
+    /// Sets the next attempt; the first one after a stable life comes at once.
+    fn schedule(&mut self) -> Duration {
+        if self.started.elapsed() >= STABLE_AFTER {
+            self.pause = Duration::ZERO;
+        }
+        let pause = self.pause;
+        self.at = Some(Instant::now() + pause);
+        self.pause = (pause * 2).clamp(RESTART_FIRST, RESTART_LONGEST);
+        pause
+    }
+}
+
+/// A data plane with the tasks that watch it.
+struct Running {
+    plane: Plane,
+    events: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.events.abort();
+    }
+}
+
+/// See the module's description.
+pub struct Keeper {
+    site: Rc<Site>,
+    plan: Plan,
+    status: Rc<Status>,
+    inputs: UnboundedReceiver<Input>,
+    myself: UnboundedSender<Input>,
+    running: Option<Running>,
+    incarnation: u64,
+    /// Handed to every successor of a data plane that died.
+    table: Option<OwnedFd>,
+    wish: Wish,
+    backoff: Backoff,
+    /// Block devices of this incarnation.
+    fronts: Option<Fronts>,
+    /// The term under which this node was last primary.
+    reign: Option<Term>,
+    regain: Option<Regain>,
+}
+
+/// The way back to the role that a dead data plane had.
+#[derive(Clone, Debug)]
+struct Regain {
+    /// Next attempt, and the end of all attempts.
+    at: Instant,
+    until: Instant,
+}
+
+impl Regain {
+    fn begin() -> Regain {
+        let now = Instant::now();
+        Regain {
+            at: now,
+            until: now + REGAIN_LIMIT,
+        }
+    }
+}
+
+impl Keeper {
+    /// Starts the supervisor of `plan`; `up` starts the resource as well unless its data plane is
+    /// found alive. Orders go to the sender returned.
+    pub fn spawn(
+        site: Rc<Site>,
+        plan: Plan,
+        status: Rc<Status>,
+        up: bool,
+    ) -> UnboundedSender<Input> {
+        let (myself, inputs) = unbounded_channel();
+        let keeper = Keeper {
+            site,
+            plan,
+            status,
+            inputs,
+            myself: myself.clone(),
+            running: None,
+            incarnation: 0,
+            table: None,
+            wish: Wish::default(),
+            backoff: Backoff::new(),
+            fronts: None,
+            reign: None,
+            regain: None,
+        };
+        tokio_uring::spawn(keeper.run(up));
+        myself
+    }
+
+    async fn run(mut self, up: bool) {
+        self.begin(up).await;
+        loop {
+            let regain = self.regain.as_ref().map(|regain| regain.at);
+            let due = [self.backoff.at, regain].into_iter().flatten().min();
+            let input = match due {
+                None => self.inputs.recv().await,
+                Some(at) => match timeout_at(at, self.inputs.recv()).await {
+                    Ok(input) => input,
+                    Err(_) => {
+                        self.on_timer().await;
+                        continue;
+                    }
+                },
+            };
+            match input {
+                None => return,
+                Some(Input::Order { order, answer }) => {
+                    let result = self.obey(&order).await;
+                    self.log(&order, &result);
+                    // The asker may have gone away.
+                    let _ = answer.send(result);
+                }
+                Some(Input::Replan(plan)) => {
+                    if self.running.is_none() {
+                        self.plan = *plan;
+                        self.status.replan(&self.plan);
+                    }
+                }
+                Some(Input::Ended { incarnation, how }) if incarnation == self.incarnation => {
+                    self.on_end(&how);
+                }
+                Some(Input::Ended { .. }) => {}
+            }
+            self.status.changed();
+        }
+    }
+
+    fn name(&self) -> &str {
+        self.plan.name()
+    }
+
+    fn log(&self, order: &Order, result: &Result<Value, ErrorReply>) {
+        let resource = self.name();
+        match result {
+            Ok(_) => info!(resource, ?order, "done"),
+            Err(error) => warn!(resource, ?order, reason = error.reason, "not done"),
+        }
+    }
+
+    /// Goes on with a data plane that an earlier agent left, or starts one.
+    async fn begin(&mut self, up: bool) {
+        if let Some((plane, table)) = Plane::adopt(&self.site.dirs, self.name()).await {
+            info!(
+                resource = self.name(),
+                pid = plane.pid(),
+                "data plane taken over"
+            );
+            self.table = table;
+            self.find_fronts();
+            self.watch_process(&plane, None);
+            self.attend(plane);
+            self.status.set_phase(Phase::Running);
+            let view = self.status.view().await;
+            self.wish = wish_of(&view);
+            self.reign = term_of(&view.term);
+        } else {
+            self.begin_anew(up).await;
+        }
+        self.status.changed();
+    }
+
+    /// There is no data plane. Its block devices may be there still.
+    async fn begin_anew(&mut self, up: bool) {
+        self.find_fronts();
+        let orphans = self.orphans().await;
+        if up {
+            self.want_everything();
+            if let Err(error) = self.bring_up(DRAIN).await {
+                error!(resource = self.name(), reason = error.reason, "not started");
+            }
+        }
+        let Some(orphan) = orphans.iter().max_by_key(|record| record.term()) else {
+            return;
+        };
+        // They may be served again if nobody has reigned since: the data plane knows its own
+        // superblock at once and the peer's term when it is connected.
+        self.reign = Some(orphan.term());
+        self.wish.primary = true;
+        if up {
+            self.regain = Some(Regain::begin());
+        } else {
+            self.abandon("the resource is not started by itself").await;
+        }
+    }
+
+    fn find_fronts(&mut self) {
+        match Fronts::new(&self.plan, &self.site.dirs.device_records()) {
+            Ok(fronts) => self.fronts = Some(fronts),
+            Err(error) => {
+                error!(
+                    resource = self.name(),
+                    reason = error.reason,
+                    "device records"
+                );
+                self.status.set_trouble(Some(error.reason));
+            }
+        }
+    }
+
+    /// Block devices that nobody serves.
+    async fn orphans(&self) -> Vec<DeviceRecord> {
+        let Some(fronts) = &self.fronts else {
+            return Vec::new();
+        };
+        fronts.orphans().await.unwrap_or_else(|error| {
+            error!(
+                resource = self.name(),
+                reason = error.reason,
+                "leftover devices"
+            );
+            Vec::new()
+        })
+    }
+
+    fn want_everything(&mut self) {
+        self.wish.up = true;
+        self.wish.connected = true;
+        self.wish.attached = self.plan.volumes().into_iter().collect();
+    }
+
+    async fn obey(&mut self, order: &Order) -> Result<Value, ErrorReply> {
+        match order {
+            Order::Up => {
+                self.want_everything();
+                self.bring_up(DRAIN_ORDERED).await?;
+            }
+            Order::Down => self.down().await?,
+            Order::Attach(volume) => {
+                let volumes = self.volumes(*volume)?;
+                self.running()?;
+                for volume in volumes {
+                    self.attach(volume, DRAIN_ORDERED).await?;
+                    self.wish.attached.insert(volume);
+                }
+            }
+            Order::Detach(volume) => {
+                for volume in self.volumes(*volume)? {
+                    self.detach(volume).await?;
+                }
+            }
+            Order::Connect { discard_my_data } => {
+                self.connect(*discard_my_data).await?;
+            }
+            Order::Disconnect => {
+                self.command(&ServeRequest::Disconnect).await?;
+                self.wish.connected = false;
+            }
+            Order::Primary { force } => {
+                self.command(&ServeRequest::Primary { force: *force })
+                    .await?;
+                self.wish.primary = true;
+                self.regain = None;
+            }
+            Order::Secondary => self.secondary().await?,
+            Order::Invalidate(volume) => {
+                for volume in self.volumes(*volume)? {
+                    self.command(&ServeRequest::Invalidate { volume }).await?;
+                }
+            }
+        }
+        Ok(Value::Null)
+    }
+
+    /// The volume named, or all.
+    fn volumes(&self, volume: Option<u16>) -> Result<Vec<u16>, ErrorReply> {
+        match volume {
+            None => Ok(self.plan.volumes()),
+            Some(number) if self.plan.disk(number).is_some() => Ok(vec![number]),
+            Some(number) => Err(ErrorReply::new(
+                ErrorKind::Usage,
+                format!("{} has no volume {number}", self.name()),
+                format!("`lockstep dump {}` shows its volumes", self.name()),
+            )),
+        }
+    }
+
+    fn running(&self) -> Result<&Plane, ErrorReply> {
+        match &self.running {
+            Some(running) => Ok(&running.plane),
+            None => Err(ErrorReply::new(
+                ErrorKind::Refused,
+                format!("{} is not running: {}", self.name(), self.status.phase()),
+                format!("`lockstep up {}` starts it", self.name()),
+            )),
+        }
+    }
+
+    async fn command(&self, request: &ServeRequest) -> Result<Value, ErrorReply> {
+        self.running()?.command(request).await
+    }
+
+    /// Starts the data plane if there is none, and does what the wish lacks.
+    async fn bring_up(&mut self, drain: Duration) -> Result<(), ErrorReply> {
+        if self.running.is_none() {
+            self.status.set_phase(Phase::Starting);
+            if let Err(error) = self.launch().await {
+                self.running = None;
+                let pause = self.backoff.schedule();
+                self.status.set_phase(Phase::Failing {
+                    reason: error.reason.clone(),
+                    pause,
+                });
+                return Err(error);
+            }
+            self.status.set_phase(Phase::Running);
+        }
+        let view = self.status.view().await;
+        let mut first = Ok(());
+        for volume in self.wish.attached.clone() {
+            if !has_disk(&view, volume) {
+                first = first.and(self.attach(volume, drain).await);
+            }
+        }
+        if self.wish.connected && stands_alone(&view) {
+            let request = ServeRequest::Connect {
+                discard_my_data: false,
+            };
+            first = first.and(self.command(&request).await.map(|_| ()));
+        }
+        first
+    }
+
+    /// Starts a process and tells it its configuration.
+    async fn launch(&mut self) -> Result<(), ErrorReply> {
+        if self.table.is_none() {
+            let table = plane::new_table().map_err(|error| {
+                ErrorReply::new(
+                    ErrorKind::Failed,
+                    format!("no memory for the table of {}: {error}", self.name()),
+                    "the machine is out of memory or of descriptors",
+                )
+            })?;
+            self.table = Some(table);
+        }
+        self.find_fronts();
+        let mut config = self.plan.serve.clone();
+        if let Some(fronts) = &self.fronts {
+            fronts.enlist()?;
+            fronts.name_devices(&mut config);
+        }
+        let Some(table) = &self.table else {
+            return Ok(());
+        };
+        let (plane, child) =
+            Plane::start(&self.site.program, &self.site.dirs, self.plan.name(), table)?;
+        info!(
+            resource = self.name(),
+            pid = plane.pid(),
+            "data plane started"
+        );
+        self.backoff.started();
+        self.watch_process(&plane, Some(child));
+        self.attend(plane);
+        let configure = ServeRequest::Configure(Box::new(config));
+        let told = self.command(&configure).await;
+        if told.is_err()
+            && let Some(running) = &self.running
+        {
+            running.plane.kill();
+        }
+        told.map(|_| ())
+    }
+
+    /// Reports the end of the process as an input, and reaps it if it is a child.
+    fn watch_process(&mut self, plane: &Plane, child: Option<tokio::process::Child>) {
+        self.incarnation += 1;
+        let incarnation = self.incarnation;
+        let myself = self.myself.clone();
+        let ended = plane.ended(None);
+        tokio_uring::spawn(async move {
+            let how = match child {
+                Some(mut child) => match child.wait().await {
+                    Ok(status) => status.to_string(),
+                    Err(error) => error.to_string(),
+                },
+                None => {
+                    ended.await;
+                    "ended".to_owned()
+                }
+            };
+            // The keeper lives as long as the agent.
+            let _ = myself.send(Input::Ended { incarnation, how });
+        });
+    }
+
+    /// Makes `plane` the one in charge and follows its notices.
+    fn attend(&mut self, plane: Plane) {
+        let status = Rc::clone(&self.status);
+        let socket = plane.socket().to_owned();
+        let fronts = self.fronts.clone();
+        let events = tokio_uring::spawn(async move {
+            loop {
+                let begin = ServeRequest::Events;
+                if let Ok(mut channel) = Channel::open_with(&socket, MAX_REPLY, &begin, &[]) {
+                    catch_up(fronts.as_ref(), &socket, &status).await;
+                    while let Ok(Reply::Item(notice)) = channel.receive().await {
+                        on_notice(fronts.as_ref(), &socket, &status, notice);
+                        status.changed();
+                    }
+                }
+                // The process is dying, or did not take the stream yet; `Running` ends this task.
+                sleep(Duration::from_millis(100)).await;
+            }
+        });
+        self.running = Some(Running { plane, events });
+    }
+
+    async fn attach(&mut self, volume: u16, drain: Duration) -> Result<(), ErrorReply> {
+        let Some(disk) = self.plan.disk(volume).cloned() else {
+            return Ok(());
+        };
+        if has_disk(&self.status.view().await, volume) {
+            return Ok(());
+        }
+        let plane = self.running()?;
+        let attached = async {
+            let opened = disks::open(&disk, drain).await?;
+            let descriptors: Vec<_> = opened.iter().map(AsFd::as_fd).collect();
+            plane
+                .hand(&ServeRequest::Attach { volume }, &descriptors)
+                .await
+        }
+        .await;
+        // The agent's copies are closed here, whatever came of it: the data plane's own
+        // descriptor alone keeps the disk.
+        self.status
+            .set_disk_trouble(volume, attached.as_ref().err().map(|e| e.reason.clone()));
+        attached.map(|_| ())
+    }
+
+    async fn detach(&mut self, volume: u16) -> Result<(), ErrorReply> {
+        let view = self.status.view().await;
+        if self.running.is_some() && has_disk(&view, volume) {
+            self.command(&ServeRequest::Detach { volume }).await?;
+        }
+        self.wish.attached.remove(&volume);
+        self.status.set_disk_trouble(volume, None);
+        Ok(())
+    }
+
+    async fn connect(&mut self, discard_my_data: bool) -> Result<(), ErrorReply> {
+        self.running()?;
+        let view = self.status.view().await;
+        if discard_my_data || stands_alone(&view) {
+            self.command(&ServeRequest::Connect { discard_my_data })
+                .await?;
+        }
+        self.wish.connected = true;
+        Ok(())
+    }
+
+    /// Becomes primary. The devices are recorded before the data plane may add them.
+    async fn promote(&mut self, force: bool) -> Result<(), ErrorReply> {
+        let plane = self.running()?;
+        let term = term_of(&self.status.view().await.term).unwrap_or(Term::ZERO);
+        if let Some(fronts) = &self.fronts {
+            fronts.prepare(term).await?;
+        }
+        let promoted = plane.command(&ServeRequest::Primary { force }).await;
+        promoted?;
+        self.wish.primary = true;
+        self.reign = term_of(&self.status.view().await.term);
+        if let Some(fronts) = &self.fronts {
+            fronts.record(self.reign.unwrap_or(term)).await?;
+        }
+        self.status.set_trouble(None);
+        Ok(())
+    }
+
+    async fn secondary(&mut self) -> Result<(), ErrorReply> {
+        if self.running.is_some() {
+            if let Some(fronts) = &self.fronts {
+                fronts.release().await?;
+            }
+            self.command(&ServeRequest::Secondary).await?;
+            if let Some(fronts) = &self.fronts {
+                fronts.delete().await?;
+            }
+        } else if self.wish.primary {
+            self.abandon("made secondary before it was back").await;
+        }
+        self.wish.primary = false;
+        self.regain = None;
+        Ok(())
+    }
+
+    /// Takes the resource down in order. Refused, with everything left as it is, while the device
+    /// is in use.
+    async fn down(&mut self) -> Result<(), ErrorReply> {
+        self.backoff.at = None;
+        self.secondary().await?;
+        if self.running.is_some() {
+            // From here on nothing is in use: what does not end in order is ended by force.
+            self.wish.up = false;
+            let _ = self.command(&ServeRequest::Disconnect).await;
+            for volume in self.plan.volumes() {
+                let _ = self.detach(volume).await;
+            }
+            let _ = self.command(&ServeRequest::Shutdown).await;
+            self.wait_for_end().await;
+        }
+        if let Some(fronts) = self.fronts.take() {
+            fronts.forget().await?;
+        }
+        self.wish = Wish::default();
+        self.regain = None;
+        self.running = None;
+        // The table is about a life that has ended in order.
+        self.table = None;
+        self.clear_files();
+        self.status.clear_troubles();
+        self.status.set_phase(Phase::Down);
+        Ok(())
+    }
+
+    async fn wait_for_end(&self) {
+        let Some(running) = &self.running else { return };
+        if !running.plane.ended(Some(LEAVE)).await {
+            warn!(resource = self.name(), "data plane does not leave: killed");
+            running.plane.kill();
+            // A process in the kernel's hands may take longer; the next attach waits for its I/O.
+            running.plane.ended(Some(LEAVE)).await;
+        }
+    }
+
+    fn clear_files(&self) {
+        let dirs = &self.site.dirs;
+        for path in [dirs.serve_socket(self.name()), dirs.serve_pid(self.name())] {
+            if let Err(error) = remove_if_there(&path) {
+                warn!(path = %path.display(), %error, "cannot remove");
+            }
+        }
+    }
+
+    /// The data plane has died.
+    fn on_end(&mut self, how: &str) {
+        if self.running.take().is_none() {
+            return;
+        }
+        self.clear_files();
+        if self.regain.is_none() && self.status.last_role() != "Primary" {
+            // It had given up the role by itself: not ours to take back.
+            self.wish.primary = false;
+        }
+        self.regain = None;
+        if !self.wish.up {
+            self.status.set_phase(Phase::Down);
+            return;
+        }
+        let pause = self.backoff.schedule();
+        warn!(
+            resource = self.name(),
+            how,
+            ?pause,
+            "data plane died: starting it again"
+        );
+        self.status.set_phase(Phase::Failing {
+            reason: format!("the data plane died ({how})"),
+            pause,
+        });
+    }
+
+    async fn on_timer(&mut self) {
+        let now = Instant::now();
+        if self.backoff.at.is_some_and(|at| at <= now) {
+            self.backoff.at = None;
+            match self.bring_up(DRAIN).await {
+                Ok(()) => info!(resource = self.name(), "recovered"),
+                Err(error) => {
+                    error!(
+                        resource = self.name(),
+                        reason = error.reason,
+                        "not recovered"
+                    );
+                }
+            }
+            if self.wish.primary && self.running.is_some() {
+                self.regain = Some(Regain::begin());
+            }
+        }
+        if self.regain.as_ref().is_some_and(|regain| regain.at <= now) {
+            self.try_regain().await;
+        }
+        self.status.changed();
+    }
+
+    /// One attempt to get back the role that the data plane had when it died. Only this node's
+    /// own last reign is taken up again: nothing may have been written elsewhere since.
+    async fn try_regain(&mut self) {
+        let Some(mut regain) = self.regain.take() else {
+            return;
+        };
+        if self.running.is_none() || !self.wish.primary {
+            return;
+        }
+        let view = self.status.view().await;
+        let newer = term_of(&view.term).is_some_and(|term| Some(term) > self.reign);
+        let peer_reigns = view.connections.iter().any(|c| c.peer_role == "Primary");
+        if newer || peer_reigns {
+            return self.abandon("another node has been primary since").await;
+        }
+        match self.promote(false).await {
+            Ok(()) => info!(resource = self.name(), "primary again"),
+            Err(error) if Instant::now() < regain.until => {
+                self.status
+                    .set_trouble(Some(format!("not primary again yet: {}", error.reason)));
+                regain.at = Instant::now() + REGAIN_EVERY;
+                self.regain = Some(regain);
+            }
+            Err(error) => self.abandon(&error.reason).await,
+        }
+    }
+
+    /// The role is not taken up again: devices that wait for it are ended.
+    async fn abandon(&mut self, why: &str) {
+        warn!(resource = self.name(), why, "not primary again");
+        self.wish.primary = false;
+        let orphans = self.orphans().await;
+        let mut trouble = format!("not primary again after the data plane died: {why}");
+        if let Some(fronts) = &self.fronts {
+            match fronts.fail(orphans).await {
+                Ok(held) if held.is_empty() => {}
+                Ok(held) => trouble.push_str(&format!("; still open: {}", held.join(", "))),
+                Err(error) => trouble.push_str(&format!("; {}", error.reason)),
+            }
+        }
+        self.status.set_trouble(Some(trouble));
+    }
+}
+
+/// Confirms devices that appeared before the stream of notices began.
+async fn catch_up(fronts: Option<&Fronts>, socket: &Path, status: &Rc<Status>) {
+    status.changed();
+    let Some(fronts) = fronts else { return };
+    if fronts.volumes().is_empty() {
+        return;
+    }
+    let view = status.view().await;
+    for device in view.devices.iter().filter(|device| device.open) {
+        confirm(
+            fronts.clone(),
+            socket.to_owned(),
+            Rc::clone(status),
+            device.volume,
+        );
+    }
+}
+
+/// A data plane has told something.
+fn on_notice(fronts: Option<&Fronts>, socket: &Path, status: &Rc<Status>, notice: Value) {
+    match serde_json::from_value(notice) {
+        Ok(ServeNotice::DeviceStarted { volume, .. }) => {
+            if let Some(fronts) = fronts {
+                confirm(fronts.clone(), socket.to_owned(), Rc::clone(status), volume);
+            }
+        }
+        // Deleted by the order that stopped it.
+        Ok(ServeNotice::DeviceStopped { .. }) => {}
+        Ok(ServeNotice::Changed(what)) => info!(what),
+        Err(error) => warn!(%error, "notice not understood"),
+    }
+}
+
+/// Makes the queue settings beside whatever the keeper does: `primary` waits for them.
+fn confirm(fronts: Fronts, socket: PathBuf, status: Rc<Status>, volume: u16) {
+    tokio_uring::spawn(async move {
+        if let Err(error) = fronts.confirm(socket, volume).await {
+            error!(reason = error.reason, "queue settings");
+            status.set_disk_trouble(volume, Some(error.reason));
+        }
+    });
+}
+
+/// What a data plane found alive was last asked for.
+fn wish_of(view: &ResourceView) -> Wish {
+    Wish {
+        up: true,
+        attached: view
+            .devices
+            .iter()
+            .map(|device| device.volume)
+            .filter(|volume| has_disk(view, *volume))
+            .collect(),
+        connected: !stands_alone(view),
+        primary: view.role == "Primary",
+    }
+}
+
+fn has_disk(view: &ResourceView, volume: u16) -> bool {
+    view.devices
+        .iter()
+        .any(|d| d.volume == volume && d.disk_state != "Diskless")
+}
+
+fn stands_alone(view: &ResourceView) -> bool {
+    view.connections.is_empty() || view.standing_alone().is_some()
+}

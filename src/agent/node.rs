@@ -1,0 +1,412 @@
+//! The node: its resources and the requests that the command line sends about them.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use serde_json::{Map, Value, json};
+use tokio::sync::mpsc::{Receiver, UnboundedSender};
+use tokio::sync::oneshot;
+use tracing::warn;
+
+use super::events::Event;
+use super::hub::Hub;
+use super::keeper::{Input, Keeper, Order, Site};
+use super::plan::Plan;
+use super::protocol::{ControlRequest, ErrorKind, ErrorReply, Target};
+use super::status::{Phase, Status};
+
+/// Reads the configuration of this node; called at start and whenever it may have changed.
+pub type Loader = Box<dyn Fn() -> Result<Vec<Plan>, ErrorReply>>;
+
+/// One resource: its keeper and what is known about it.
+struct Resource {
+    orders: UnboundedSender<Input>,
+    status: Rc<Status>,
+}
+
+/// Everything the agent keeps. Shared by the tasks of its one thread.
+pub struct Node {
+    site: Rc<Site>,
+    hub: Hub,
+    load: Loader,
+    resources: RefCell<BTreeMap<String, Resource>>,
+}
+
+/// What a request leads to.
+pub enum Response {
+    Done(Value),
+    /// A first picture, then lines as they come.
+    Stream(Vec<Event>, Option<Receiver<Value>>),
+}
+
+impl Node {
+    pub fn new(site: Site, load: Loader) -> Rc<Node> {
+        Rc::new(Node {
+            site: Rc::new(site),
+            hub: Hub::default(),
+            load,
+            resources: RefCell::default(),
+        })
+    }
+
+    /// Starts the supervisors of `plans`, and with them every resource that starts by itself.
+    /// None of them makes another wait.
+    pub fn start(&self, plans: Vec<Plan>) {
+        for plan in plans {
+            let up = plan.auto;
+            self.add(plan, up);
+        }
+    }
+
+    fn add(&self, plan: Plan, up: bool) {
+        let name = plan.name().to_owned();
+        let status = Status::new(&self.site.dirs, &plan, self.hub.clone());
+        let orders = Keeper::spawn(Rc::clone(&self.site), plan, Rc::clone(&status), up);
+        let resource = Resource { orders, status };
+        self.resources.borrow_mut().insert(name, resource);
+    }
+
+    /// Answers one request of the command line.
+    pub async fn answer(&self, request: &ControlRequest) -> Result<Response, ErrorReply> {
+        let done = |result: Result<Value, ErrorReply>| result.map(Response::Done);
+        match request.verb.as_str() {
+            "status" => done(self.status(&request.target).await),
+            "events" => self.events(flag(&request.options, "now")),
+            "adjust" => {
+                let dry = flag(&request.options, "dry-run");
+                done(self.adjust(&request.target, dry).await)
+            }
+            verb => {
+                let target = Target::parse(&request.target)?;
+                let order = order(verb, &target, &request.options)?;
+                if order == Order::Up {
+                    self.reread()?;
+                }
+                done(self.give(&target, &order).await)
+            }
+        }
+    }
+
+    /// Status of one resource, or of all in the order of their names.
+    async fn status(&self, target: &str) -> Result<Value, ErrorReply> {
+        let wanted = match target {
+            "" => Target::All,
+            text => Target::parse(text)?,
+        };
+        let mut views = Vec::new();
+        for (_, status, _) in self.chosen(&wanted)? {
+            views.push(status.view().await);
+        }
+        serde_json::to_value(views)
+            .map_err(|error| ErrorReply::new(ErrorKind::Failed, error, "report this"))
+    }
+
+    fn events(&self, now: bool) -> Result<Response, ErrorReply> {
+        let follow = match now {
+            true => None,
+            false => Some(self.hub.listen().ok_or_else(|| {
+                ErrorReply::new(
+                    ErrorKind::Refused,
+                    "too many listeners of events",
+                    "end some of the `lockstep events` that run",
+                )
+            })?),
+        };
+        let resources = self.resources.borrow();
+        let mut picture: Vec<Event> = resources
+            .values()
+            .flat_map(|resource| resource.status.picture())
+            .collect();
+        picture.push(Event::end_of_picture());
+        Ok(Response::Stream(picture, follow))
+    }
+
+    /// The resources that `target` means.
+    fn chosen(&self, target: &Target) -> Result<Vec<Chosen>, ErrorReply> {
+        let resources = self.resources.borrow();
+        let chosen = |name: &String, resource: &Resource| {
+            let status = Rc::clone(&resource.status);
+            (name.clone(), status, resource.orders.clone())
+        };
+        let Some(name) = target.resource() else {
+            return Ok(resources.iter().map(|(n, r)| chosen(n, r)).collect());
+        };
+        let Some((name, resource)) = resources.get_key_value(name) else {
+            let known: Vec<&str> = resources.keys().map(String::as_str).collect();
+            return Err(ErrorReply::new(
+                ErrorKind::Usage,
+                format!("this node has no resource '{name}'"),
+                match known.as_slice() {
+                    [] => "the configuration names no resource of this node".to_owned(),
+                    _ => format!(
+                        "it has {}; `lockstep adjust` takes in new ones",
+                        known.join(", ")
+                    ),
+                },
+            ));
+        };
+        if let Target::Peer(_, peer) = target
+            && *peer != resource.status.plan().serve.peer_name
+        {
+            return Err(ErrorReply::new(
+                ErrorKind::Usage,
+                format!("{name} has no peer '{peer}'"),
+                format!("its peer is {}", resource.status.plan().serve.peer_name),
+            ));
+        }
+        Ok(vec![chosen(name, resource)])
+    }
+
+    /// Gives an order to every resource meant and waits for all; the first failure is the answer.
+    async fn give(&self, target: &Target, order: &Order) -> Result<Value, ErrorReply> {
+        let mut waiting = Vec::new();
+        for (name, _, orders) in self.chosen(target)? {
+            waiting.push((name, send(&orders, order)));
+        }
+        let mut result = Ok(Value::Null);
+        for (name, answer) in waiting {
+            let ended = answer.await.unwrap_or_else(|_| Err(lost(&name)));
+            if let Err(error) = &ended {
+                warn!(resource = name, ?order, reason = error.reason);
+            }
+            result = result.and(ended);
+        }
+        result
+    }
+
+    /// Takes in the configuration for every resource that is down, and new resources as down.
+    fn reread(&self) -> Result<(), ErrorReply> {
+        for plan in (self.load)()? {
+            let name = plan.name().to_owned();
+            let known = self.resources.borrow().contains_key(&name);
+            if known {
+                self.replan(&name, plan);
+            } else {
+                self.add(plan, false);
+            }
+        }
+        Ok(())
+    }
+
+    /// Replaces the plan of a resource; the keeper takes it only while the resource is down.
+    fn replan(&self, name: &str, plan: Plan) {
+        if let Some(resource) = self.resources.borrow().get(name) {
+            // The keeper lives as long as the agent.
+            let _ = resource.orders.send(Input::Replan(Box::new(plan)));
+        }
+    }
+
+    /// Brings the node to the configuration on disk as far as that works without taking a
+    /// resource down, and says of the rest what it needs.
+    async fn adjust(&self, target: &str, dry: bool) -> Result<Value, ErrorReply> {
+        let wanted = match target {
+            "" => Target::All,
+            text => Target::parse(text)?,
+        };
+        let meant = |name: &str| wanted.resource().is_none_or(|only| only == name);
+        let plans = (self.load)()?;
+        let mut report = Vec::new();
+        let mut left = Vec::new();
+        for plan in plans.iter().filter(|plan| meant(plan.name())) {
+            let name = plan.name();
+            let action = self.adjust_one(plan, dry).await?;
+            if action.ends_with("needs down and up") {
+                left.push(name.to_owned());
+            }
+            report.push(json!({"resource": name, "action": action}));
+        }
+        let gone: Vec<String> = self
+            .resources
+            .borrow()
+            .keys()
+            .filter(|name| meant(name) && !plans.iter().any(|plan| plan.name() == name.as_str()))
+            .cloned()
+            .collect();
+        for name in gone {
+            let action = self.drop_unconfigured(&name, dry).unwrap_or_else(|| {
+                left.push(name.clone());
+                "no longer configured: needs down".to_owned()
+            });
+            report.push(json!({"resource": name, "action": action}));
+        }
+        if left.is_empty() || dry {
+            return Ok(json!(report));
+        }
+        Err(ErrorReply::new(
+            ErrorKind::Refused,
+            format!(
+                "changed, and not to be changed while running: {}",
+                left.join(", ")
+            ),
+            "run `lockstep down` and then `lockstep up` for each",
+        ))
+    }
+
+    async fn adjust_one(&self, plan: &Plan, dry: bool) -> Result<String, ErrorReply> {
+        let name = plan.name();
+        let known = self
+            .resources
+            .borrow()
+            .get(name)
+            .map(|resource| (resource.status.plan(), resource.status.phase()));
+        match known {
+            None => {
+                if !dry {
+                    self.add(plan.clone(), plan.auto);
+                }
+                Ok(if plan.auto { "new: started" } else { "new" }.to_owned())
+            }
+            Some((old, _)) if old == *plan => Ok("unchanged".to_owned()),
+            Some((_, Phase::Down)) => {
+                if !dry {
+                    self.replan(name, plan.clone());
+                }
+                Ok("changed; it is down".to_owned())
+            }
+            Some((old, _)) => {
+                let parts = differences(&old, plan).join(", ");
+                Ok(format!("changed ({parts}): needs down and up"))
+            }
+        }
+    }
+
+    /// Forgets a resource that is down and not configured any more.
+    fn drop_unconfigured(&self, name: &str, dry: bool) -> Option<String> {
+        let mut resources = self.resources.borrow_mut();
+        let down = resources.get(name)?.status.phase() == Phase::Down;
+        if !down {
+            return None;
+        }
+        if !dry && let Some(resource) = resources.remove(name) {
+            resource.status.retire();
+        }
+        Some("no longer configured: dropped".to_owned())
+    }
+
+    /// Takes every resource down. Names what was kept because it is in use or refuses to go.
+    pub async fn take_down(&self) -> Vec<String> {
+        let all = self.chosen(&Target::All).unwrap_or_default();
+        let waiting: Vec<_> = all
+            .into_iter()
+            .map(|(name, _, orders)| (name, send(&orders, &Order::Down)))
+            .collect();
+        let mut kept = Vec::new();
+        for (name, answer) in waiting {
+            if let Err(error) = answer.await.unwrap_or_else(|_| Err(lost(&name))) {
+                kept.push(format!("{name}: {}", error.reason));
+            }
+        }
+        kept
+    }
+
+    /// Checks the configuration and takes it in: `SIGHUP`.
+    pub async fn reload(&self) {
+        match self.adjust("", false).await {
+            Ok(report) => tracing::info!(%report, "configuration taken in"),
+            Err(error) => warn!(
+                reason = error.reason,
+                "configuration not taken in as a whole"
+            ),
+        }
+    }
+}
+
+/// A resource picked for a request.
+type Chosen = (String, Rc<Status>, UnboundedSender<Input>);
+
+fn send(
+    orders: &UnboundedSender<Input>,
+    order: &Order,
+) -> oneshot::Receiver<Result<Value, ErrorReply>> {
+    let (answer, take) = oneshot::channel();
+    // A keeper that is gone drops the answer, which the receiver sees.
+    let _ = orders.send(Input::Order {
+        order: order.clone(),
+        answer,
+    });
+    take
+}
+
+fn lost(name: &str) -> ErrorReply {
+    ErrorReply::new(
+        ErrorKind::Failed,
+        format!("the supervisor of {name} ended"),
+        "restart the agent (its data planes go on meanwhile)",
+    )
+}
+
+fn flag(options: &Map<String, Value>, name: &str) -> bool {
+    options.get(name).and_then(Value::as_bool).unwrap_or(false)
+}
+
+/// The order that a verb with its options means.
+fn order(verb: &str, target: &Target, options: &Map<String, Value>) -> Result<Order, ErrorReply> {
+    let volume = match target {
+        Target::Volume(_, volume) => Some(*volume),
+        _ => None,
+    };
+    let order = match verb {
+        "up" => Order::Up,
+        "down" => Order::Down,
+        "attach" => Order::Attach(volume),
+        "detach" => Order::Detach(volume),
+        "connect" => Order::Connect {
+            discard_my_data: flag(options, "discard-my-data"),
+        },
+        "disconnect" => Order::Disconnect,
+        "primary" => Order::Primary {
+            force: flag(options, "force"),
+        },
+        "secondary" => Order::Secondary,
+        "invalidate" => Order::Invalidate(volume),
+        _ => {
+            return Err(ErrorReply::new(
+                ErrorKind::Usage,
+                format!("the agent knows no verb '{verb}'"),
+                "command line and agent may be of different versions: restart the agent",
+            ));
+        }
+    };
+    let by_volume = matches!(
+        order,
+        Order::Attach(_) | Order::Detach(_) | Order::Invalidate(_)
+    );
+    if volume.is_some() && !by_volume {
+        return Err(ErrorReply::new(
+            ErrorKind::Usage,
+            format!("{verb} concerns a whole resource, not one volume"),
+            "leave out the volume",
+        ));
+    }
+    Ok(order)
+}
+
+/// Which parts of a resource differ, in words for the operator.
+fn differences(old: &Plan, new: &Plan) -> Vec<&'static str> {
+    let (a, b) = (&old.serve, &new.serve);
+    let parts = [
+        (old.disks != new.disks, "disks"),
+        (a.volumes != b.volumes, "volumes or devices"),
+        (
+            (&a.address, &a.peer_address) != (&b.address, &b.peer_address),
+            "addresses",
+        ),
+        (
+            (a.node, a.peer, &a.peer_name) != (b.node, b.peer, &b.peer_name),
+            "nodes",
+        ),
+        (a.protocol != b.protocol, "protocol"),
+        (a.shared_secret != b.shared_secret, "shared-secret"),
+        (a.al_extents != b.al_extents, "al-extents"),
+        (old.auto != new.auto, "start-policy"),
+    ];
+    let mut named: Vec<_> = parts
+        .into_iter()
+        .filter_map(|(differs, name)| differs.then_some(name))
+        .collect();
+    if named.is_empty() {
+        named.push("net options");
+    }
+    named
+}

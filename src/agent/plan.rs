@@ -1,0 +1,81 @@
+//! What the agent needs to know about one resource, made from the configuration.
+
+use std::path::PathBuf;
+
+use super::protocol::ServeConfig;
+
+/// One resource as this node runs it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// What the data plane is told.
+    pub serve: ServeConfig,
+    /// One per volume, in the order of `serve.volumes`.
+    pub disks: Vec<DiskPlan>,
+    /// `start-policy auto`: started with the agent.
+    pub auto: bool,
+}
+
+/// Where a volume's bytes are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskPlan {
+    pub volume: u16,
+    /// Block device or regular file.
+    pub data: PathBuf,
+    /// Device or file of external metadata; none = at the end of `data`.
+    pub meta: Option<PathBuf>,
+}
+
+impl Plan {
+    pub fn name(&self) -> &str {
+        &self.serve.resource
+    }
+
+    pub fn disk(&self, volume: u16) -> Option<&DiskPlan> {
+        self.disks.iter().find(|disk| disk.volume == volume)
+    }
+
+    /// The volumes' numbers.
+    pub fn volumes(&self) -> Vec<u16> {
+        self.disks.iter().map(|disk| disk.volume).collect()
+    }
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+    use crate::agent::protocol::{FrontEnd, ServeVolume};
+
+    /// A resource with one volume behind `front`.
+    pub fn plan(name: &str, front: FrontEnd) -> Plan {
+        Plan {
+            serve: ServeConfig {
+                resource: name.to_owned(),
+                node: 0,
+                peer: 1,
+                peer_name: "beta".to_owned(),
+                protocol: 'C',
+                address: "127.0.0.1:7789".to_owned(),
+                peer_address: "127.0.0.2:7789".to_owned(),
+                shared_secret: String::new(),
+                ping_interval: 10_000,
+                ping_timeout: 500,
+                timeout: 6_000,
+                ko_count: 7,
+                connect_interval: 10_000,
+                al_extents: 1237,
+                volumes: vec![ServeVolume {
+                    volume: 0,
+                    front,
+                    internal_meta: true,
+                    cookie: 0,
+                }],
+            },
+            disks: vec![DiskPlan {
+                volume: 0,
+                data: "/nonexistent".into(),
+                meta: None,
+            }],
+            auto: false,
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! What `status` shows of one resource, kept beside its keeper so that looking never waits for an
+//! order that is being carried out.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use super::dirs::Dirs;
+use super::events::{self, Event};
+use super::hub::Hub;
+use super::plan::Plan;
+use super::plane::{self, STATUS_ANSWER};
+use super::protocol::{FrontEnd, ServeRequest};
+use super::view::{ConnectionView, DeviceView, PeerDeviceView, ResourceView};
+
+/// How far the data plane is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Phase {
+    /// Not wanted.
+    #[default]
+    Down,
+    Starting,
+    Running,
+    /// It died or could not be started; tried again after `pause`.
+    Failing {
+        reason: String,
+        pause: Duration,
+    },
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Phase::Down => f.write_str("it is down"),
+            Phase::Starting => f.write_str("it is starting"),
+            Phase::Running => f.write_str("it is running"),
+            Phase::Failing { reason, pause } => {
+                write!(f, "{reason}; started again after {} s", pause.as_secs_f32())
+            }
+        }
+    }
+}
+
+/// The agent's knowledge of one resource.
+pub struct Status {
+    socket: PathBuf,
+    plan: RefCell<Plan>,
+    phase: RefCell<Phase>,
+    trouble: RefCell<Option<String>>,
+    disk_troubles: RefCell<BTreeMap<u16, String>>,
+    /// The role in the last answer of the data plane: it outlives the process.
+    last_role: RefCell<String>,
+    /// The picture that the last event lines led to.
+    published: RefCell<Option<ResourceView>>,
+    changed: Notify,
+    gone: Cell<bool>,
+}
+
+impl Status {
+    /// Publishes changes on `hub` from now on.
+    pub fn new(dirs: &Dirs, plan: &Plan, hub: Hub) -> Rc<Status> {
+        let status = Rc::new(Status {
+            socket: dirs.serve_socket(plan.name()),
+            plan: RefCell::new(plan.clone()),
+            phase: RefCell::default(),
+            trouble: RefCell::default(),
+            disk_troubles: RefCell::default(),
+            last_role: RefCell::default(),
+            published: RefCell::default(),
+            changed: Notify::new(),
+            gone: Cell::new(false),
+        });
+        tokio_uring::spawn(publish(Rc::clone(&status), hub));
+        status.changed();
+        status
+    }
+
+    pub fn plan(&self) -> Plan {
+        self.plan.borrow().clone()
+    }
+
+    pub fn replan(&self, plan: &Plan) {
+        *self.plan.borrow_mut() = plan.clone();
+    }
+
+    pub fn phase(&self) -> Phase {
+        self.phase.borrow().clone()
+    }
+
+    pub fn set_phase(&self, phase: Phase) {
+        *self.phase.borrow_mut() = phase;
+        self.changed();
+    }
+
+    /// Why the resource is not as the operator wants it.
+    pub fn set_trouble(&self, reason: Option<String>) {
+        *self.trouble.borrow_mut() = reason;
+    }
+
+    /// Why the disk of `volume` is not attached.
+    pub fn set_disk_trouble(&self, volume: u16, reason: Option<String>) {
+        let mut troubles = self.disk_troubles.borrow_mut();
+        match reason {
+            Some(reason) => troubles.insert(volume, reason),
+            None => troubles.remove(&volume),
+        };
+    }
+
+    pub fn clear_troubles(&self) {
+        self.set_trouble(None);
+        self.disk_troubles.borrow_mut().clear();
+    }
+
+    /// The role in the last answer of a data plane.
+    pub fn last_role(&self) -> String {
+        self.last_role.borrow().clone()
+    }
+
+    /// Something may look different now: event lines follow.
+    pub fn changed(&self) {
+        self.changed.notify_one();
+    }
+
+    /// The resource has left the configuration: its objects are destroyed.
+    pub fn retire(&self) {
+        self.gone.set(true);
+        self.changed();
+    }
+
+    /// The picture that listeners of events know.
+    pub fn picture(&self) -> Vec<Event> {
+        let published = self.published.borrow();
+        published.as_ref().map_or(Vec::new(), events::picture)
+    }
+
+    /// How the resource is now.
+    pub async fn view(&self) -> ResourceView {
+        let phase = self.phase();
+        let mut view = if phase == Phase::Running {
+            match self.ask().await {
+                Ok(view) => {
+                    view.role.clone_into(&mut self.last_role.borrow_mut());
+                    view
+                }
+                Err(reason) => self.without_plane(reason, &phase),
+            }
+        } else {
+            self.without_plane(phase.to_string(), &phase)
+        };
+        if let Some(trouble) = self.trouble.borrow().as_ref() {
+            view.reason.get_or_insert_with(|| trouble.clone());
+        }
+        for device in &mut view.devices {
+            if device.reason.is_none() {
+                let troubles = self.disk_troubles.borrow();
+                device.reason = troubles.get(&device.volume).cloned();
+            }
+        }
+        view
+    }
+
+    async fn ask(&self) -> Result<ResourceView, String> {
+        let name = self.plan.borrow().name().to_owned();
+        let value = plane::exchange(
+            &name,
+            &self.socket,
+            &ServeRequest::Status,
+            &[],
+            STATUS_ANSWER,
+        )
+        .await
+        .map_err(|error| error.reason)?;
+        serde_json::from_value(value)
+            .map_err(|error| format!("the data plane's status makes no sense: {error}"))
+    }
+
+    /// The picture of a resource whose data plane says nothing.
+    fn without_plane(&self, reason: String, phase: &Phase) -> ResourceView {
+        let plan = self.plan.borrow();
+        let serve = &plan.serve;
+        let state = match phase {
+            Phase::Down => "StandAlone",
+            _ => "Unconnected",
+        };
+        ResourceView {
+            name: serve.resource.clone(),
+            node_id: serve.node,
+            role: "Secondary".to_owned(),
+            write_ordering: "flush".to_owned(),
+            reason: Some(reason),
+            devices: serve
+                .volumes
+                .iter()
+                .map(|volume| DeviceView {
+                    volume: volume.volume,
+                    minor: minor(&volume.front),
+                    path: volume.front.path(),
+                    disk_state: "Diskless".to_owned(),
+                    ..DeviceView::default()
+                })
+                .collect(),
+            connections: vec![ConnectionView {
+                peer_node_id: serve.peer,
+                name: serve.peer_name.clone(),
+                connection_state: state.to_owned(),
+                peer_role: "Unknown".to_owned(),
+                transport: "tcp".to_owned(),
+                peer_devices: serve
+                    .volumes
+                    .iter()
+                    .map(|volume| PeerDeviceView {
+                        volume: volume.volume,
+                        replication_state: "Off".to_owned(),
+                        peer_disk_state: "DUnknown".to_owned(),
+                        resync_suspended: "no".to_owned(),
+                        ..PeerDeviceView::default()
+                    })
+                    .collect(),
+                ..ConnectionView::default()
+            }],
+            ..ResourceView::default()
+        }
+    }
+}
+
+fn minor(front: &FrontEnd) -> i64 {
+    match front {
+        FrontEnd::Ublk { minor } => i64::from(*minor),
+        FrontEnd::NbdUnix { .. } | FrontEnd::NbdTcp { .. } => -1,
+    }
+}
+
+/// Turns changes of the picture into event lines until the resource retires.
+async fn publish(status: Rc<Status>, hub: Hub) {
+    loop {
+        status.changed.notified().await;
+        let gone = status.gone.get();
+        let view = if gone {
+            None
+        } else {
+            Some(status.view().await)
+        };
+        let lines = events::changes(status.published.borrow().as_ref(), view.as_ref());
+        *status.published.borrow_mut() = view;
+        for line in lines {
+            if let Ok(value) = serde_json::to_value(&line) {
+                hub.publish(&value);
+            }
+        }
+        if gone {
+            return;
+        }
+    }
+}

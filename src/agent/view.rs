@@ -1,0 +1,142 @@
+//! The status that `lockstep status --json` prints: DRBD's shape and names.
+//!
+//! A data plane makes it from the engine's picture; the agent adds what only it knows (reasons of
+//! a resource that does not run) and the command line renders it. Keys that an older reader does
+//! not know are kept in `more`.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// One resource on this node.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct ResourceView {
+    pub name: String,
+    pub node_id: u8,
+    pub role: String,
+    pub suspended: bool,
+    pub write_ordering: String,
+    pub term: String,
+    /// Why the resource waits, or what was refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    pub devices: Vec<DeviceView>,
+    pub connections: Vec<ConnectionView>,
+    #[serde(flatten)]
+    pub more: Map<String, Value>,
+}
+
+/// One volume. Amounts in KiB.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct DeviceView {
+    pub volume: u16,
+    /// Number of the block device; -1 for other front ends.
+    pub minor: i64,
+    /// What applications open.
+    pub path: String,
+    pub disk_state: String,
+    pub size: u64,
+    pub read: u64,
+    pub written: u64,
+    pub al_writes: u64,
+    pub bm_writes: u64,
+    pub upper_pending: u64,
+    pub lower_pending: u64,
+    pub open: bool,
+    pub data_path: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    #[serde(flatten)]
+    pub more: Map<String, Value>,
+}
+
+/// The connection to one peer.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct ConnectionView {
+    pub peer_node_id: u8,
+    pub name: String,
+    pub connection_state: String,
+    pub peer_role: String,
+    pub transport: String,
+    pub tls: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    #[serde(rename = "peer_devices")]
+    pub peer_devices: Vec<PeerDeviceView>,
+    #[serde(flatten)]
+    pub more: Map<String, Value>,
+}
+
+/// A volume's replication to one peer. Amounts in KiB.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct PeerDeviceView {
+    pub volume: u16,
+    pub replication_state: String,
+    pub peer_disk_state: String,
+    pub resync_suspended: String,
+    pub received: u64,
+    pub sent: u64,
+    pub out_of_sync: u64,
+    pub pending: u64,
+    pub unacked: u64,
+    pub percent_in_sync: f64,
+    /// Percent of the running sync.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub done: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate_kib_s: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eta_s: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    #[serde(flatten)]
+    pub more: Map<String, Value>,
+}
+
+impl ResourceView {
+    /// Every connection is up.
+    pub fn connected(&self) -> bool {
+        !self.connections.is_empty()
+            && self
+                .connections
+                .iter()
+                .all(|c| c.connection_state == "Connected")
+    }
+
+    /// Every copy of every volume is up to date and nothing is being copied.
+    pub fn in_sync(&self) -> bool {
+        self.connected()
+            && self.devices.iter().all(|d| d.disk_state == "UpToDate")
+            && self
+                .connections
+                .iter()
+                .flat_map(|c| &c.peer_devices)
+                .all(|p| p.replication_state == "Established" && p.peer_disk_state == "UpToDate")
+    }
+
+    /// The first connection that has given up, with its reason.
+    pub fn standing_alone(&self) -> Option<&ConnectionView> {
+        self.connections
+            .iter()
+            .find(|c| c.connection_state == "StandAlone")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_keys_survive_a_round_trip() {
+        let text = r#"{"name":"r0","devices":[{"volume":1,"latency_us":{"write":{"p50":9}}}]}"#;
+        let view: ResourceView = serde_json::from_str(text).expect("parses");
+        assert_eq!(view.devices[0].volume, 1);
+        let value = serde_json::to_value(&view).expect("serialises");
+        assert_eq!(value["devices"][0]["latency_us"]["write"]["p50"], 9);
+        assert_eq!(value["devices"][0]["disk-state"], "");
+        assert!(value.get("reason").is_none());
+    }
+}

@@ -1,0 +1,135 @@
+//! Verbs that look: status, states, events.
+
+use std::io::{IsTerminal, stdout};
+use std::thread::sleep;
+use std::time::Duration;
+
+use clap::Subcommand;
+
+use crate::agent::events::Event;
+use crate::agent::protocol::{ErrorKind, ErrorReply};
+use crate::agent::view::ResourceView;
+
+use super::client::{Conversation, Progress, flags, status};
+use super::render::render;
+use super::{Global, Outcome, text};
+
+/// Between two pictures of `status --watch`.
+const REFRESH: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Show resources, disks, connections, and why something waits
+    Status {
+        /// Only this resource
+        #[arg(value_name = "RES", default_value = "all")]
+        target: String,
+        /// Every key, counters included
+        #[arg(long)]
+        verbose: bool,
+        /// Show it again every second
+        #[arg(long)]
+        watch: bool,
+    },
+    /// Follow changes: a first picture, then a line per change
+    Events {
+        /// Only the first picture
+        #[arg(long)]
+        now: bool,
+    },
+    /// Print the role of this node
+    Role(Of),
+    /// Print the state of the connection
+    Cstate(Of),
+    /// Print the disk states of this node and the peer, one line per volume
+    Dstate(Of),
+}
+
+#[derive(clap::Args, Debug)]
+pub struct Of {
+    /// Resource, or all
+    #[arg(value_name = "RES|all")]
+    target: String,
+}
+
+/// Carries out `verb`.
+pub fn run(global: &Global, verb: Verb) -> Outcome {
+    match verb {
+        Verb::Status {
+            target,
+            verbose,
+            watch,
+        } => show(global, &target, verbose, watch),
+        Verb::Events { now } => events(global, now),
+        Verb::Role(of) => each(global, &of.target, |view| vec![view.role.clone()]),
+        Verb::Cstate(of) => each(global, &of.target, |view| {
+            let links = view.connections.iter();
+            links.map(|link| link.connection_state.clone()).collect()
+        }),
+        Verb::Dstate(of) => each(global, &of.target, disk_states),
+    }
+}
+
+fn show(global: &Global, target: &str, verbose: bool, watch: bool) -> Outcome {
+    loop {
+        let views = status(global, target)?;
+        if watch && stdout().is_terminal() {
+            // Home, and clear to the end.
+            text::out("\u{1b}[H\u{1b}[J");
+        }
+        if global.json {
+            let value = serde_json::to_value(&views)
+                .map_err(|error| ErrorReply::new(ErrorKind::Failed, error, "report this"))?;
+            text::pretty(&value);
+        } else {
+            text::out(&render(&views, verbose));
+        }
+        if !watch {
+            return Ok(());
+        }
+        sleep(REFRESH);
+    }
+}
+
+fn events(global: &Global, now: bool) -> Outcome {
+    let options = flags(&[("now", now)]);
+    let mut conversation = Conversation::begin(global, "events", "", options)?;
+    while let Progress::Item(value) = conversation.next()? {
+        let event: Event = serde_json::from_value(value).map_err(|error| {
+            ErrorReply::new(
+                ErrorKind::Failed,
+                format!("the agent's event makes no sense: {error}"),
+                "command line and agent may be of different versions: restart the agent",
+            )
+        })?;
+        if global.json {
+            text::line(&event.json().to_string());
+        } else {
+            text::line(&event.text());
+        }
+    }
+    Ok(())
+}
+
+/// Prints the lines of each resource.
+fn each(global: &Global, target: &str, lines: impl Fn(&ResourceView) -> Vec<String>) -> Outcome {
+    for view in status(global, target)? {
+        for line in lines(&view) {
+            text::line(&line);
+        }
+    }
+    Ok(())
+}
+
+/// `mine/peer` per volume.
+fn disk_states(view: &ResourceView) -> Vec<String> {
+    let peer_disk = |volume| {
+        let mut peers = view.connections.iter().flat_map(|link| &link.peer_devices);
+        let peer = peers.find(|peer| peer.volume == volume);
+        peer.map_or("DUnknown", |peer| peer.peer_disk_state.as_str())
+    };
+    view.devices
+        .iter()
+        .map(|device| format!("{}/{}", device.disk_state, peer_disk(device.volume)))
+        .collect()
+}

@@ -1,0 +1,232 @@
+//! Status for people, in the manner of `drbdadm status`: states that are as they should be are
+//! left out, and every wait has its reason below it.
+
+use std::fmt::Write;
+
+use crate::agent::view::{ConnectionView, DeviceView, PeerDeviceView, ResourceView};
+
+/// The text of all resources; `verbose` shows every key.
+pub fn render(views: &[ResourceView], verbose: bool) -> String {
+    let mut text = String::new();
+    if views.is_empty() {
+        text.push_str("no resources of this node are configured\n");
+    }
+    for (index, view) in views.iter().enumerate() {
+        if index > 0 {
+            text.push('\n');
+        }
+        resource(&mut text, view, verbose);
+    }
+    text
+}
+
+/// One line, indented by `depth` levels, from words that are not empty.
+fn line(text: &mut String, depth: usize, words: &[String]) {
+    let words: Vec<&str> = words
+        .iter()
+        .map(String::as_str)
+        .filter(|word| !word.is_empty())
+        .collect();
+    // Writing to a string does not fail.
+    let _ = writeln!(text, "{:1$}{2}", "", depth * 2, words.join(" "));
+}
+
+fn reason(text: &mut String, depth: usize, reason: Option<&String>) {
+    if let Some(reason) = reason {
+        for part in reason.lines() {
+            line(text, depth, &[format!("reason: {part}")]);
+        }
+    }
+}
+
+fn only_if(shown: bool, word: String) -> String {
+    if shown { word } else { String::new() }
+}
+
+fn resource(text: &mut String, view: &ResourceView, verbose: bool) {
+    let words = [
+        view.name.clone(),
+        only_if(verbose, format!("node-id:{}", view.node_id)),
+        format!("role:{}", view.role),
+        only_if(
+            verbose || view.suspended,
+            format!("suspended:{}", if view.suspended { "yes" } else { "no" }),
+        ),
+        only_if(verbose, format!("write-ordering:{}", view.write_ordering)),
+        only_if(
+            verbose && !view.term.is_empty(),
+            format!("term:{}", view.term),
+        ),
+    ];
+    line(text, 0, &words);
+    reason(text, 1, view.reason.as_ref());
+    let numbered = verbose || view.devices.len() > 1;
+    for device in &view.devices {
+        own_device(text, device, numbered, verbose);
+    }
+    for link in &view.connections {
+        connection(text, link, numbered, verbose);
+    }
+}
+
+fn own_device(text: &mut String, device: &DeviceView, numbered: bool, verbose: bool) {
+    let words = [
+        only_if(numbered, format!("volume:{}", device.volume)),
+        only_if(
+            verbose && device.minor >= 0,
+            format!("minor:{}", device.minor),
+        ),
+        format!("disk:{}", device.disk_state),
+        only_if(verbose, format!("device:{}", device.path)),
+        only_if(
+            verbose,
+            format!("open:{}", if device.open { "yes" } else { "no" }),
+        ),
+    ];
+    line(text, 1, &words);
+    reason(text, 2, device.reason.as_ref());
+    if verbose {
+        let counters = [
+            format!("size:{}", device.size),
+            format!("read:{}", device.read),
+            format!("written:{}", device.written),
+            format!("al-writes:{}", device.al_writes),
+            format!("bm-writes:{}", device.bm_writes),
+            format!("upper-pending:{}", device.upper_pending),
+            format!("lower-pending:{}", device.lower_pending),
+            only_if(
+                !device.data_path.is_empty(),
+                format!("data-path:{}", device.data_path),
+            ),
+        ];
+        line(text, 3, &counters);
+    }
+}
+
+fn connection(text: &mut String, link: &ConnectionView, numbered: bool, verbose: bool) {
+    let up = link.connection_state == "Connected";
+    let words = [
+        link.name.clone(),
+        only_if(verbose, format!("node-id:{}", link.peer_node_id)),
+        only_if(
+            verbose || !up,
+            format!("connection:{}", link.connection_state),
+        ),
+        only_if(verbose || up, format!("role:{}", link.peer_role)),
+        only_if(verbose, format!("transport:{}", link.transport)),
+    ];
+    line(text, 1, &words);
+    reason(text, 2, link.reason.as_ref());
+    // What a peer that is not there holds is not known, and there is nothing to say about it.
+    if up || verbose {
+        for peer in &link.peer_devices {
+            peer_device(text, peer, numbered, verbose);
+        }
+    }
+}
+
+fn peer_device(text: &mut String, peer: &PeerDeviceView, numbered: bool, verbose: bool) {
+    let resting = matches!(peer.replication_state.as_str(), "Established" | "Off");
+    let words = [
+        only_if(numbered, format!("volume:{}", peer.volume)),
+        only_if(
+            verbose || !resting,
+            format!("replication:{}", peer.replication_state),
+        ),
+        format!("peer-disk:{}", peer.peer_disk_state),
+        peer.done
+            .map_or(String::new(), |done| format!("done:{done:.2}")),
+        peer.rate_kib_s
+            .map_or(String::new(), |rate| format!("rate-kib-s:{rate}")),
+        peer.eta_s
+            .map_or(String::new(), |seconds| format!("eta-s:{seconds}")),
+        only_if(
+            verbose,
+            format!("resync-suspended:{}", peer.resync_suspended),
+        ),
+    ];
+    line(text, 2, &words);
+    reason(text, 3, peer.reason.as_ref());
+    if verbose {
+        let counters = [
+            format!("received:{}", peer.received),
+            format!("sent:{}", peer.sent),
+            format!("out-of-sync:{}", peer.out_of_sync),
+            format!("pending:{}", peer.pending),
+            format!("unacked:{}", peer.unacked),
+            format!("percent-in-sync:{:.2}", peer.percent_in_sync),
+        ];
+        line(text, 4, &counters);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> ResourceView {
+        ResourceView {
+            name: "r0".to_owned(),
+            role: "Primary".to_owned(),
+            devices: vec![DeviceView {
+                disk_state: "UpToDate".to_owned(),
+                path: "/dev/ublkb0".to_owned(),
+                ..DeviceView::default()
+            }],
+            connections: vec![ConnectionView {
+                name: "beta".to_owned(),
+                connection_state: "Connected".to_owned(),
+                peer_role: "Secondary".to_owned(),
+                peer_devices: vec![PeerDeviceView {
+                    replication_state: "Established".to_owned(),
+                    peer_disk_state: "UpToDate".to_owned(),
+                    ..PeerDeviceView::default()
+                }],
+                ..ConnectionView::default()
+            }],
+            ..ResourceView::default()
+        }
+    }
+
+    #[test]
+    fn a_healthy_resource_is_four_short_lines() {
+        let expected = "r0 role:Primary\n  disk:UpToDate\n  beta role:Secondary\n    \
+                        peer-disk:UpToDate\n";
+        assert_eq!(render(&[sample()], false), expected);
+    }
+
+    #[test]
+    fn a_running_sync_shows_its_progress() {
+        let mut view = sample();
+        let peer = &mut view.connections[0].peer_devices[0];
+        peer.replication_state = "SyncSource".to_owned();
+        peer.peer_disk_state = "Inconsistent".to_owned();
+        peer.done = Some(12.345);
+        let text = render(&[view], false);
+        let expected = "    replication:SyncSource peer-disk:Inconsistent done:12.35\n";
+        assert!(text.ends_with(expected), "{text}");
+    }
+
+    #[test]
+    fn what_waits_says_why() {
+        let mut view = sample();
+        view.role = "Secondary".to_owned();
+        view.devices[0].reason = Some("disk is gone".to_owned());
+        view.connections[0].connection_state = "StandAlone".to_owned();
+        view.connections[0].reason = Some("split brain".to_owned());
+        let expected = "r0 role:Secondary\n  disk:UpToDate\n    reason: disk is gone\n  \
+                        beta connection:StandAlone\n    reason: split brain\n";
+        assert_eq!(render(&[view], false), expected);
+    }
+
+    #[test]
+    fn verbose_shows_counters_and_volumes() {
+        let text = render(&[sample(), sample()], true);
+        assert!(
+            text.contains("volume:0 minor:0 disk:UpToDate device:/dev/ublkb0"),
+            "{text}"
+        );
+        assert!(text.contains("out-of-sync:0"), "{text}");
+        assert_eq!(text.matches("role:Primary").count(), 2);
+    }
+}

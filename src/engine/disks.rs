@@ -1,0 +1,554 @@
+//! Attaching, detaching and losing disks; the writes of metadata; new generations.
+
+use super::action::{Action, Notice};
+use super::activity_log::{ActivityLog, LastWrite};
+use super::bitmap::{BIT_BYTES, Bitmap};
+use super::config::VoteMode;
+use super::ids::{CommandId, Generation, VolumeId};
+use super::message::Message;
+use super::persist::{MetaOp, SlotChange, VolumeImage};
+use super::reason::{LinkLoss, Refusal};
+use super::resource::{Engine, Pending, Quiesce, broken};
+use super::status::{DiskState, ReplicationState, Role};
+use super::volume::{LocalWrites, Mint, OwnDisk};
+
+/// Bitmap pages written in one operation.
+const PAGES_PER_WRITE: usize = 64;
+
+impl Engine {
+    // ---- attach ----
+
+    pub(super) fn on_attach(&mut self, command: CommandId, id: VolumeId, image: VolumeImage) {
+        let Some(index) = self.index(id) else {
+            return self.refuse(command, Refusal::UnknownVolume { volume: id });
+        };
+        if self.volumes[index].disk != DiskState::Diskless {
+            return self.refuse(command, Refusal::AlreadyAttached { volume: id });
+        }
+        if self.role == Role::Primary {
+            // The primary goes on with the peer's disk; it takes a disk back as secondary.
+            return self.refuse(command, Refusal::IsPrimary);
+        }
+        let agreed = image.superblock.agreed_size;
+        if image.capacity < agreed {
+            let (need, have) = (agreed, image.capacity);
+            return self.refuse(
+                command,
+                Refusal::DiskTooSmall {
+                    volume: id,
+                    need,
+                    have,
+                },
+            );
+        }
+        self.load(index, image);
+        self.term = self.term.max(self.volumes[index].superblock.term);
+        let node = self.config.node;
+        let version = self.volumes[index].change(|superblock| superblock.node = node);
+        let bytes = self.volumes[index].size;
+        self.out.push(Action::Size { volume: id, bytes });
+        self.attaching.push((command, index, version));
+        self.progress = true;
+    }
+
+    fn load(&mut self, index: usize, image: VolumeImage) {
+        let slots = self.config.al_extents;
+        let trust = broken!(self, TrustOwnUptodate);
+        let boot = self.config.boot_id;
+        let v = &mut self.volumes[index];
+        v.superblock = image.superblock;
+        v.reset_versions();
+        v.capacity = image.capacity;
+        v.size = if v.superblock.agreed_size > 0 {
+            v.superblock.agreed_size
+        } else {
+            image.capacity
+        };
+        v.logical_block = image.logical_block;
+        v.volatile = image.volatile_cache;
+        v.bitmap = Bitmap::new(v.size, image.bitmap);
+        v.crashed = v.superblock.primary;
+        v.local = if v.crashed {
+            LocalWrites::after_crash()
+        } else {
+            LocalWrites::default()
+        };
+        v.own_disk = OwnDisk::Current;
+        v.log_in_flight = false;
+        v.pages_in_flight = false;
+        v.flushing = false;
+        let log: &[u32] = if v.crashed { &image.log } else { &[] };
+        v.log = ActivityLog::new(slots, log);
+        v.log.note_all(LastWrite {
+            local: v.local.last(),
+            transfer: 0,
+        });
+        match image.in_flight {
+            _ if !v.crashed => {}
+            Some(spans) => spans
+                .into_iter()
+                .for_each(|span| v.bitmap.suspect_span(span)),
+            None => {
+                let extents: Vec<u32> = v.log.active().collect();
+                extents
+                    .into_iter()
+                    .for_each(|extent| v.bitmap.suspect_extent(extent));
+            }
+        }
+        let lost_cache = v.superblock.unflushed && v.superblock.unflushed_boot != boot;
+        if lost_cache {
+            v.superblock.inconsistent = true;
+        }
+        let proven = v.proven_current() || trust;
+        // The peer may hold our generation unless a newer one was made since, or (base still set)
+        // a sync toward it had not come to its end.
+        let peer = v.peer();
+        v.peer_current = peer.known && (peer.base.is_fresh() || !peer.outdated);
+        let state = match () {
+            () if v.superblock.inconsistent || v.superblock.current.is_fresh() => {
+                DiskState::Inconsistent
+            }
+            () if v.superblock.outdated => DiskState::Outdated,
+            () if proven => DiskState::UpToDate,
+            () => DiskState::Consistent,
+        };
+        self.set_disk(index, state);
+    }
+
+    pub(super) fn settle_attaches(&mut self) {
+        let ready: Vec<(CommandId, usize, u64)> = self
+            .attaching
+            .iter()
+            .filter(|(_, volume, version)| self.volumes[*volume].stored(*version))
+            .copied()
+            .collect();
+        if ready.is_empty() {
+            return;
+        }
+        self.attaching
+            .retain(|(_, volume, version)| !self.volumes[*volume].stored(*version));
+        for (command, volume, _) in ready {
+            if self.volumes[volume].has_disk() {
+                self.done(command);
+            } else {
+                self.refuse(command, Refusal::Metadata { errno: 5 });
+            }
+        }
+        // The peer learns of the disk in a new handshake.
+        if self.link.is_some() {
+            self.drop_link(LinkLoss::Renegotiate);
+        }
+        self.progress = true;
+    }
+
+    // ---- detach and loss ----
+
+    pub(super) fn on_detach(&mut self, command: CommandId, id: VolumeId) {
+        let Some(index) = self.index(id) else {
+            return self.refuse(command, Refusal::UnknownVolume { volume: id });
+        };
+        if !self.volumes[index].has_disk() {
+            return self.done(command);
+        }
+        if self.role == Role::Primary {
+            let other =
+                self.replicates(index) && self.volumes[index].peer_disk == DiskState::UpToDate;
+            if !other {
+                return self.refuse(command, Refusal::PeerNotUpToDate { volume: id });
+            }
+        }
+        self.lose_disk(index);
+        self.done(command);
+    }
+
+    /// A disk or metadata operation failed: `on-io-error detach`.
+    pub(super) fn fail_disk(&mut self, index: usize, errno: i32) {
+        let v = &self.volumes[index];
+        if !v.has_disk() {
+            return;
+        }
+        let id = v.id;
+        self.publish(Notice::DiskError { volume: id, errno });
+        self.set_disk(index, DiskState::Failed);
+        self.lose_disk(index);
+    }
+
+    /// From here on the disk takes no part. Its outstanding operations still end on their own;
+    /// the driver closes it when they have.
+    fn lose_disk(&mut self, index: usize) {
+        let id = self.volumes[index].id;
+        let source = self.volumes[index].replication == ReplicationState::SyncSource;
+        self.set_disk(index, DiskState::Diskless);
+        let was_shared = self.volumes[index].peer_disk == DiskState::UpToDate;
+        self.abandon_sync(index);
+        if source {
+            // The target stays inconsistent and has nobody to sync from.
+            self.set_replication(index, ReplicationState::Established);
+        }
+        // A record under way died with the disk; nothing rests on it any more.
+        self.volumes[index].mint = None;
+        if self.replicating().is_some() {
+            self.send(
+                Message::DiskState {
+                    volume: id,
+                    state: DiskState::Diskless,
+                },
+                None,
+            );
+            if self.role == Role::Primary && was_shared {
+                self.leave_own_disk(index);
+            }
+        }
+        self.out.push(Action::DiskClosed { volume: id });
+        self.recheck = true;
+        self.progress = true;
+    }
+
+    /// The primary goes on with the peer's disk alone: the peer stores a generation that our own
+    /// disk does not have, before any write completes (rule 6).
+    fn leave_own_disk(&mut self, index: usize) {
+        let generation = self.fresh_generation();
+        let v = &mut self.volumes[index];
+        let old = v.superblock.current;
+        v.superblock.current = generation;
+        if !v.superblock.history.contains(&old) {
+            v.superblock.history.insert(0, old);
+        }
+        v.own_disk = OwnDisk::Asked(generation);
+        v.peer_current = true;
+        let volume = v.id;
+        self.send(Message::NewGeneration { volume, generation }, None);
+    }
+
+    /// The connected primary has lost its disk: ours holds the data from now on.
+    pub(super) fn on_new_generation(&mut self, index: usize, generation: Generation) {
+        let v = &mut self.volumes[index];
+        if v.disk != DiskState::UpToDate {
+            return;
+        }
+        v.new_generation(generation);
+        let version = v.change_peer(|peer| {
+            peer.outdated = true;
+            peer.want_full = true;
+        });
+        v.peer_current = false;
+        self.generation_acks.push((index, generation, version));
+        self.progress = true;
+    }
+
+    pub(super) fn settle_generation_acks(&mut self) {
+        let ready: Vec<(usize, Generation)> = self
+            .generation_acks
+            .iter()
+            .filter(|(index, _, version)| self.volumes[*index].stored(*version))
+            .map(|(index, generation, _)| (*index, *generation))
+            .collect();
+        if ready.is_empty() {
+            return;
+        }
+        self.generation_acks
+            .retain(|(index, _, version)| !self.volumes[*index].stored(*version));
+        for (index, generation) in ready {
+            let volume = self.volumes[index].id;
+            self.send(Message::NewGenerationAck { volume, generation }, None);
+        }
+    }
+
+    pub(super) fn on_new_generation_ack(&mut self, index: usize, generation: Generation) {
+        let v = &mut self.volumes[index];
+        if v.own_disk == OwnDisk::Asked(generation) {
+            v.own_disk = OwnDisk::Left;
+            self.recheck = true;
+            self.progress = true;
+        }
+    }
+
+    /// The peer's disk has changed state while connected.
+    pub(super) fn on_peer_disk_state(&mut self, index: usize, state: DiskState) {
+        self.set_peer_disk(index, state);
+        if state == DiskState::Diskless {
+            self.abandon_sync(index);
+            if matches!(
+                self.volumes[index].replication,
+                ReplicationState::SyncSource | ReplicationState::SyncTarget
+            ) {
+                self.set_replication(index, ReplicationState::Established);
+            }
+            self.end_volume_transfer(index);
+        }
+        self.recheck = true;
+        self.progress = true;
+    }
+
+    pub(super) fn on_invalidate(&mut self, command: CommandId, id: VolumeId) {
+        let Some(index) = self.index(id) else {
+            return self.refuse(command, Refusal::UnknownVolume { volume: id });
+        };
+        if !self.volumes[index].has_disk() {
+            return self.refuse(command, Refusal::NoDisk { volume: id });
+        }
+        if self.role == Role::Primary {
+            return self.refuse(command, Refusal::IsPrimary);
+        }
+        if self.replicating().is_none() {
+            return self.refuse(command, Refusal::NotConnected);
+        }
+        if self.volumes[index].peer_disk != DiskState::UpToDate {
+            return self.refuse(command, Refusal::PeerNotUpToDate { volume: id });
+        }
+        let v = &mut self.volumes[index];
+        v.change_peer(|peer| peer.want_full = true);
+        let version = v.change(|superblock| superblock.inconsistent = true);
+        self.set_disk(index, DiskState::Inconsistent);
+        self.attaching.push((command, index, version));
+    }
+
+    // ---- metadata ----
+
+    pub(super) fn settle_metadata(&mut self) {
+        for index in 0..self.volumes.len() {
+            self.write_log(index);
+            self.write_superblock(index);
+            self.write_pages(index);
+            self.own_flush(index);
+        }
+    }
+
+    fn write_superblock(&mut self, index: usize) {
+        let Some(version) = self.volumes[index].unstored() else {
+            return;
+        };
+        self.volumes[index].writing = Some(version);
+        let superblock = Box::new(self.volumes[index].superblock.clone());
+        let io = self.begin(index, Pending::Superblock { version });
+        let volume = self.volumes[index].id;
+        self.out.push(Action::Meta {
+            io,
+            volume,
+            op: MetaOp::Superblock(superblock),
+        });
+    }
+
+    pub(super) fn superblock_done(&mut self, index: usize, version: u64, failed: Option<i32>) {
+        if self.volumes[index].writing != Some(version) {
+            return;
+        }
+        self.volumes[index].writing = None;
+        match failed {
+            None => self.volumes[index].superblock_stored(version),
+            Some(errno) => self.fail_disk(index, errno),
+        }
+        self.progress = true;
+    }
+
+    fn write_log(&mut self, index: usize) {
+        let v = &mut self.volumes[index];
+        if v.log_in_flight || !v.has_disk() {
+            return;
+        }
+        let Some((number, transaction)) = v.log.next_transaction() else {
+            return;
+        };
+        v.log_in_flight = true;
+        v.counters.al_writes += 1;
+        let changes = transaction.changes.clone();
+        let volume = v.id;
+        let io = self.begin(index, Pending::Log { number, changes });
+        self.out.push(Action::Meta {
+            io,
+            volume,
+            op: MetaOp::Log(transaction),
+        });
+    }
+
+    pub(super) fn log_done(
+        &mut self,
+        index: usize,
+        number: u64,
+        changes: &[SlotChange],
+        failed: Option<i32>,
+    ) {
+        self.volumes[index].log_in_flight = false;
+        match failed {
+            None => self.volumes[index].log.transaction_done(number, changes),
+            Some(errno) => self.fail_disk(index, errno),
+        }
+        self.progress = true;
+    }
+
+    fn write_pages(&mut self, index: usize) {
+        let v = &mut self.volumes[index];
+        if !v.save_bitmap || v.pages_in_flight || !v.has_disk() {
+            return;
+        }
+        let pages = v.bitmap.take_pages(PAGES_PER_WRITE, true);
+        if pages.is_empty() {
+            v.save_bitmap = false;
+            return;
+        }
+        v.pages_in_flight = true;
+        v.counters.bm_writes += pages.len() as u64;
+        let volume = v.id;
+        let numbers = pages.iter().map(|(page, _)| *page).collect();
+        let io = self.begin(index, Pending::Pages { pages: numbers });
+        self.out.push(Action::Meta {
+            io,
+            volume,
+            op: MetaOp::Bitmap { slot: 0, pages },
+        });
+    }
+
+    pub(super) fn pages_done(&mut self, index: usize, pages: &[u32], failed: Option<i32>) {
+        let v = &mut self.volumes[index];
+        v.pages_in_flight = false;
+        if let Some(errno) = failed {
+            pages.iter().for_each(|page| v.bitmap.return_page(*page));
+            self.fail_disk(index, errno);
+        }
+        self.progress = true;
+    }
+
+    /// Whether set bits and superblock of a volume are all on disk.
+    pub(super) fn metadata_stored(&self, index: usize) -> bool {
+        let v = &self.volumes[index];
+        !v.has_disk() || (v.all_stored() && !v.bitmap.unsaved() && !v.pages_in_flight)
+    }
+
+    /// Makes extents of the log leavable: local flush, flush of the peer, bitmap pages.
+    pub(super) fn want_settled(&mut self, index: usize) {
+        let v = &mut self.volumes[index];
+        v.flush_wanted = v.local.durable < v.local.last();
+        if v.bitmap.unsaved() && !v.save_bitmap {
+            v.save_bitmap = true;
+            self.progress = true;
+        }
+        self.own_flush(index);
+        self.want_peer_flush();
+    }
+
+    fn own_flush(&mut self, index: usize) {
+        let v = &mut self.volumes[index];
+        if !v.flush_wanted || v.flushing || !v.has_disk() {
+            return;
+        }
+        v.flush_wanted = false;
+        let covers = v.local.completed();
+        if covers <= v.local.durable {
+            return;
+        }
+        v.flushing = true;
+        let volume = v.id;
+        let io = self.begin(index, Pending::OwnFlush { covers });
+        self.out.push(Action::DiskFlush { io, volume });
+    }
+
+    /// Flushes the disk as one step of something larger.
+    pub(super) fn quiesce(&mut self, index: usize, purpose: Quiesce) {
+        let io = self.begin(index, Pending::Quiesce(purpose));
+        let volume = self.volumes[index].id;
+        self.out.push(Action::DiskFlush { io, volume });
+    }
+
+    pub(super) fn quiesce_done(&mut self, index: usize, purpose: Quiesce, failed: Option<i32>) {
+        if let Some(errno) = failed {
+            self.fail_disk(index, errno);
+        }
+        match purpose {
+            Quiesce::Adopt if failed.is_none() => self.adopt_flushed(index),
+            Quiesce::Adopt => {}
+            Quiesce::Note => {
+                let last = !self
+                    .ios
+                    .values()
+                    .any(|(_, p)| matches!(p, Pending::Quiesce(Quiesce::Note)));
+                self.note_flushed(last);
+            }
+            Quiesce::Role => self.role_flushed(index),
+        }
+        self.progress = true;
+    }
+
+    // ---- new generations ----
+
+    /// Begins to move the data to a new generation that the peer's copy does not have.
+    pub(super) fn begin_mint(&mut self, index: usize) {
+        // Between the agreement on a sync and its start the generations must stand still; the
+        // handshake has a deadline.
+        if self.volumes[index].mint.is_some() || self.handshake_committed() {
+            return;
+        }
+        let generation = self.fresh_generation();
+        let voter = self.config.vote == VoteMode::Voter;
+        let v = &mut self.volumes[index];
+        v.new_generation(generation);
+        let version = v.change_peer(|peer| peer.outdated = true);
+        v.mint = Some(Mint { version, voter });
+        let volume = v.id;
+        let term = self.term;
+        if voter {
+            self.out.push(Action::RecordAtVoter {
+                volume,
+                generation,
+                term,
+            });
+        }
+        self.publish(Notice::NewGeneration { volume, generation });
+        self.progress = true;
+    }
+
+    pub(super) fn on_voter_recorded(&mut self, id: VolumeId, generation: Generation) {
+        let Some(index) = self.index(id) else { return };
+        let v = &mut self.volumes[index];
+        if v.superblock.current == generation
+            && let Some(mint) = v.mint.as_mut()
+        {
+            mint.voter = false;
+            self.progress = true;
+        }
+    }
+
+    pub(super) fn settle_mints(&mut self) {
+        for v in &mut self.volumes {
+            if v.mint
+                .is_some_and(|mint| !mint.voter && v.stored(mint.version))
+            {
+                v.mint = None;
+                v.peer_current = false;
+                self.recheck = true;
+                self.progress = true;
+            }
+        }
+    }
+
+    /// The crash that the superblock records has been dealt with.
+    pub(super) fn clear_crash_flag(&mut self, index: usize) {
+        let v = &mut self.volumes[index];
+        if v.crashed && v.bitmap.count() == 0 {
+            v.crashed = false;
+            if self.role == Role::Secondary {
+                v.change(|superblock| superblock.primary = false);
+            }
+        }
+    }
+
+    // ---- the table of ranges in flight ----
+
+    /// The tracked ranges replace the log after a crash of this process only while the bitmap on
+    /// disk has every bit that memory has.
+    pub(super) fn settle_tracking(&mut self) {
+        let exact = !self
+            .volumes
+            .iter()
+            .any(|v| v.has_disk() && (v.bitmap.unsaved() || v.pages_in_flight));
+        if exact != self.track_exact {
+            self.track_exact = exact;
+            self.out.push(Action::TrackExact { exact });
+        }
+    }
+
+    /// Bytes that may differ from the peer.
+    pub(super) fn out_of_sync(&self, index: usize) -> u64 {
+        let v = &self.volumes[index];
+        (v.bitmap.count() * BIT_BYTES).min(v.size)
+    }
+}

@@ -1,0 +1,1178 @@
+//! The connection to the peer: frames in and out, the handshake, liveness.
+//!
+//! A link goes through these stages:
+//!
+//! 1. *Draining*: writes of an older session are still on their way to the disk; nothing is said
+//!    before they have ended (rule 7).
+//! 2. *Greeting*: both send `State`; when something in it changes it is sent again with a higher
+//!    round. With both states each side computes the verdicts, stores the pending session and
+//!    sends `Agree`.
+//! 3. After both `Agree`: what a sync source must record (and the session) is stored, then
+//!    `Stored` is sent. Having sent and got it, what a sync target must record is stored, its
+//!    bitmap is sent, then `Ready`.
+//! 4. *Replicating* from the moment `Ready` was sent and received. On a primary every write
+//!    admitted from then on goes to the peer; earlier ones are in the bitmap.
+
+use std::time::Duration;
+
+use super::action::{Action, Notice};
+use super::bitmap::PAGE_WORDS;
+use super::config::VoteMode;
+use super::handshake::{Extent, Misfit, Side, Verdict, decide};
+use super::ids::{Buffer, CommandId, Generation, LinkId, NodeId, Session, Term, Time};
+use super::message::{BitmapChunk, Envelope, Message, NodeState, VolumeState};
+use super::persist::BITMAP_PAGE_BYTES;
+use super::reason::{LinkLoss, Refusal};
+use super::resource::{Engine, broken};
+use super::status::{ConnectionState, DiskState, ReplicationState, Role};
+use super::sync::Sync;
+use super::volume::Mint;
+
+/// Silence after which a ping is sent while an answer is owed.
+const OWED_SILENCE: Duration = Duration::from_secs(1);
+/// Unanswered ping times after that until the link is dropped.
+const PING_TIMES: u32 = 6;
+/// Age of the oldest entry of the transfer log after which the peer is asked to flush.
+const FLUSH_AGE: Duration = Duration::from_secs(1);
+
+/// Handshake data.
+#[derive(Debug, Default)]
+struct Greeting {
+    mine: Option<NodeState>,
+    theirs: Option<NodeState>,
+    verdicts: Vec<Verdict>,
+    session: Session,
+    /// The pending session is being stored / was announced.
+    pending: Option<Vec<u64>>,
+    agree_sent: bool,
+    agree_received: bool,
+    source_versions: Option<Vec<u64>>,
+    stored_sent: bool,
+    stored_received: bool,
+    target_versions: Option<Vec<u64>>,
+    ready_sent: bool,
+    ready_received: bool,
+}
+
+#[derive(Debug)]
+enum Stage {
+    Draining,
+    Greeting(Box<Greeting>),
+    Replicating,
+}
+
+/// A transport connection.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) id: LinkId,
+    session: Session,
+    stage: Stage,
+    nonce: u64,
+    since: Time,
+    last_received: Time,
+    last_ping: Option<Time>,
+    /// Since when the peer owes an answer.
+    owed_since: Option<Time>,
+    frames_sent: u64,
+    frames_received: u64,
+    /// Frames of older terms are refused.
+    floor: Term,
+    peer_role: Role,
+}
+
+impl Link {
+    pub(super) fn replicating(&self) -> bool {
+        matches!(self.stage, Stage::Replicating)
+    }
+}
+
+impl Engine {
+    // ---- up and down ----
+
+    pub(super) fn on_connect(&mut self, command: CommandId, discard_my_data: bool) {
+        if discard_my_data && self.role == Role::Primary {
+            return self.refuse(command, Refusal::IsPrimary);
+        }
+        self.discard_my_data = discard_my_data;
+        self.standing.refusal = None;
+        if !self.standing.wanted {
+            self.standing.wanted = true;
+            self.publish_connection(ConnectionState::Connecting);
+        }
+        self.out.push(Action::WantLink { want: true });
+        self.done(command);
+    }
+
+    /// Gives up the connection until told otherwise.
+    pub(super) fn stand_alone(&mut self, refusal: Option<Refusal>) {
+        self.standing.wanted = false;
+        self.standing.refusal = refusal;
+        self.drop_link(LinkLoss::Local);
+        self.out.push(Action::WantLink { want: false });
+        self.publish_connection(ConnectionState::StandAlone);
+    }
+
+    pub(super) fn on_link_up(&mut self, id: LinkId, peer: NodeId) {
+        if !self.standing.wanted || peer != self.config.peer || self.shut_down {
+            self.out.push(Action::CloseLink { link: id });
+            return;
+        }
+        if self.link.is_some() {
+            self.drop_link(LinkLoss::Replaced);
+        }
+        self.link = Some(Link {
+            id,
+            session: Session::default(),
+            stage: Stage::Draining,
+            nonce: self.fresh_id(),
+            since: self.now,
+            last_received: self.now,
+            last_ping: None,
+            owed_since: None,
+            frames_sent: 0,
+            frames_received: 0,
+            floor: Term::ZERO,
+            peer_role: Role::Unknown,
+        });
+        self.progress = true;
+    }
+
+    pub(super) fn on_link_down(&mut self, id: LinkId, reason: LinkLoss) {
+        if self.link.as_ref().is_some_and(|link| link.id == id) {
+            self.lose_link(reason);
+        }
+    }
+
+    /// Closes the link from this side.
+    pub(super) fn drop_link(&mut self, reason: LinkLoss) {
+        if let Some(link) = &self.link {
+            let link = link.id;
+            self.out.push(Action::CloseLink { link });
+            self.lose_link(reason);
+        }
+    }
+
+    fn lose_link(&mut self, reason: LinkLoss) {
+        self.link = None;
+        self.standing.last_loss = Some(reason);
+        self.end_transfer();
+        self.end_replica_session();
+        self.fail_remote_reads();
+        self.change_lost_link();
+        for index in 0..self.volumes.len() {
+            self.abandon_sync(index);
+            self.set_replication(index, ReplicationState::Off);
+            self.set_peer_disk(index, DiskState::DUnknown);
+        }
+        if self.standing.wanted {
+            self.publish_connection(ConnectionState::Connecting);
+        }
+        self.recheck = true;
+        self.progress = true;
+    }
+
+    // ---- frames ----
+
+    pub(super) fn send(&mut self, message: Message, payload: Option<(Buffer, u32)>) {
+        let term = self.term;
+        let Some(link) = self.link.as_mut() else {
+            return;
+        };
+        link.frames_sent += 1;
+        let envelope = Envelope {
+            session: link.session,
+            term,
+            frame: link.frames_sent,
+            message,
+        };
+        self.out.push(Action::Send {
+            link: link.id,
+            envelope,
+            payload,
+        });
+    }
+
+    pub(super) fn on_frame(&mut self, id: LinkId, envelope: Envelope, buffer: Option<Buffer>) {
+        let used = self.accept_frame(id, envelope, buffer);
+        if !used && let Some(buffer) = buffer {
+            self.out.push(Action::Release { buffer });
+        }
+    }
+
+    /// Returns whether the payload buffer was taken over.
+    fn accept_frame(&mut self, id: LinkId, envelope: Envelope, buffer: Option<Buffer>) -> bool {
+        let stale = broken!(self, StaleSession);
+        let ignore_term = broken!(self, IgnoreTerm);
+        let now = self.now;
+        let known = self.term;
+        let Some(link) = self.link.as_mut() else {
+            return false;
+        };
+        if link.id != id && !stale {
+            return false;
+        }
+        link.last_received = now;
+        link.last_ping = None;
+        link.frames_received += 1;
+        let in_order = envelope.frame == link.frames_received;
+        let in_session = envelope.session == link.session;
+        let changes_data = matches!(envelope.message, Message::Write { .. });
+        let floor = if changes_data { known } else { link.floor };
+        if link.replicating() && !stale {
+            if !in_order || !in_session {
+                self.drop_link(LinkLoss::Protocol(
+                    "frame of another session or out of order",
+                ));
+                return false;
+            }
+            if envelope.term < floor && !ignore_term {
+                self.drop_link(LinkLoss::Protocol("frame of an older term"));
+                return false;
+            }
+        }
+        if link_is_replicating(&self.link) {
+            self.follow_term(envelope.term);
+            self.on_replication(id, envelope.message, buffer)
+        } else {
+            self.on_handshake(envelope.message);
+            false
+        }
+    }
+
+    /// The peer acts under a later term than we have seen.
+    fn follow_term(&mut self, term: Term) {
+        if term > self.term {
+            self.term = term;
+            for volume in &mut self.volumes {
+                volume.change(|superblock| superblock.term = term);
+            }
+        }
+    }
+
+    fn on_handshake(&mut self, message: Message) {
+        match message {
+            Message::State(state) => self.on_state(*state),
+            Message::Agree {
+                round,
+                peer_round,
+                verdicts,
+            } => {
+                let codes: Vec<u8> = verdicts.into_iter().map(|(_, code)| code).collect();
+                self.on_agree(round, peer_round, &codes);
+            }
+            Message::Stored => self.greeting(|g| g.stored_received = true),
+            Message::Bitmap(chunk) => self.on_bitmap(&chunk),
+            Message::Ready => self.greeting(|g| g.ready_received = true),
+            Message::Ping => self.send(Message::Pong, None),
+            Message::Pong => {}
+            Message::Goodbye { .. } => self.drop_link(LinkLoss::Goodbye),
+            _ => self.drop_link(LinkLoss::Protocol("replication before the handshake")),
+        }
+    }
+
+    fn on_replication(&mut self, link: LinkId, message: Message, buffer: Option<Buffer>) -> bool {
+        let volume = message.volume();
+        let index = volume.map_or(Some(0), |id| self.index(id));
+        let Some(index) = index else {
+            self.drop_link(LinkLoss::Protocol("unknown volume"));
+            return false;
+        };
+        if let Some(span) = message.span()
+            && span.end() > self.volumes[index].size
+            && self.volumes[index].has_disk()
+        {
+            self.drop_link(LinkLoss::Protocol("range outside the volume"));
+            return false;
+        }
+        match message {
+            Message::Write {
+                span,
+                kind,
+                fua,
+                sequence,
+                ack,
+                ..
+            } => {
+                if self.role == Role::Primary {
+                    self.drop_link(LinkLoss::Protocol("write to a primary"));
+                    return false;
+                }
+                self.on_peer_write((link, sequence, ack), (index, span, kind, fua), buffer);
+                return true;
+            }
+            Message::SyncWrite { id, span, kind, .. } => {
+                if self.volumes[index].replication != ReplicationState::SyncTarget {
+                    self.drop_link(LinkLoss::Protocol("sync block outside a sync"));
+                    return false;
+                }
+                self.on_sync_write(link, id, (index, span, kind), buffer);
+                return true;
+            }
+            Message::SyncCompare { id, span, hash, .. } => {
+                self.on_sync_compare(link, id, (index, span), hash);
+            }
+            Message::ReadReply { id, ok } => self.on_read_reply(id, ok, buffer),
+            Message::WriteAck { sequence, kind } => self.on_write_ack(sequence, kind),
+            Message::Barrier { .. } => self.on_barrier(),
+            Message::Flush { flush } => self.on_peer_flush(link, flush),
+            Message::FlushAck { flush, ok } => self.on_flush_ack(flush, ok),
+            Message::Read { id, span, .. } => self.on_peer_read(link, id, index, span),
+            Message::SyncAck { id, kind } => self.on_sync_ack(id, kind),
+            Message::SyncDone { generation, .. } => self.on_sync_done(link, index, generation),
+            Message::SyncAdopted { .. } => self.on_sync_adopted(index),
+            Message::Promote { term } => self.on_promote(link, term),
+            Message::PromoteReply { term, granted } => self.on_promote_reply(term, granted),
+            Message::Demoted => self.set_peer_role(Role::Secondary),
+            Message::NewGeneration { generation, .. } => self.on_new_generation(index, generation),
+            Message::NewGenerationAck { generation, .. } => {
+                self.on_new_generation_ack(index, generation);
+            }
+            Message::DiskState { state, .. } => self.on_peer_disk_state(index, state),
+            Message::Goodbye { outdate } => self.on_goodbye(outdate),
+            Message::Outdated => self.on_peer_outdated(),
+            Message::Ping => self.send(Message::Pong, None),
+            Message::Pong => {}
+            Message::State(_)
+            | Message::Agree { .. }
+            | Message::Stored
+            | Message::Bitmap(_)
+            | Message::Ready => self.drop_link(LinkLoss::Protocol("handshake inside replication")),
+        }
+        false
+    }
+
+    pub(super) fn peer_role(&self) -> Role {
+        self.link
+            .as_ref()
+            .map_or(Role::Unknown, |link| link.peer_role)
+    }
+
+    pub(super) fn set_peer_role(&mut self, to: Role) {
+        if let Some(link) = self.link.as_mut()
+            && link.peer_role != to
+        {
+            link.peer_role = to;
+            self.publish(Notice::PeerRole { to });
+        }
+    }
+
+    // ---- handshake ----
+
+    fn greeting(&mut self, edit: impl FnOnce(&mut Greeting)) {
+        if let Some(Link {
+            stage: Stage::Greeting(greeting),
+            ..
+        }) = self.link.as_mut()
+        {
+            edit(greeting);
+            self.progress = true;
+        }
+    }
+
+    /// Whether the generations must stand still until replication starts or the link is lost.
+    pub(super) fn handshake_committed(&self) -> bool {
+        match &self.link {
+            Some(Link {
+                stage: Stage::Greeting(greeting),
+                ..
+            }) => greeting.agree_sent,
+            _ => false,
+        }
+    }
+
+    fn describe(&self, round: u32) -> NodeState {
+        NodeState {
+            round,
+            node: self.config.node,
+            role: self.role,
+            term: self.term,
+            nonce: self.link.as_ref().map_or(0, |link| link.nonce),
+            protocol: self.config.protocol,
+            discard_my_data: self.discard_my_data,
+            volumes: (0..self.volumes.len())
+                .map(|index| self.describe_volume(index))
+                .collect(),
+        }
+    }
+
+    fn describe_volume(&self, index: usize) -> VolumeState {
+        let v = &self.volumes[index];
+        let peer = v.peer();
+        VolumeState {
+            volume: v.id,
+            capacity: if v.has_disk() { v.capacity } else { 0 },
+            agreed_size: v.superblock.agreed_size,
+            logical_block: v.logical_block,
+            disk: v.disk,
+            current: v.superblock.current,
+            base: peer.base,
+            history: v.superblock.history.clone(),
+            dirty_bits: v.bitmap.count(),
+            crashed_primary: v.crashed && self.role == Role::Secondary,
+            want_full: peer.want_full,
+            session: peer.session,
+            session_pending: peer.session_pending,
+        }
+    }
+
+    fn on_state(&mut self, state: NodeState) {
+        let replaces = |old: &NodeState| state.round > old.round;
+        let Some(Link { stage, .. }) = self.link.as_mut() else {
+            return;
+        };
+        if let Stage::Draining = stage {
+            *stage = Stage::Greeting(Box::default());
+        }
+        let Stage::Greeting(greeting) = stage else {
+            return;
+        };
+        if greeting.theirs.as_ref().is_none_or(replaces) {
+            greeting.theirs = Some(state);
+            // The peer changed before it agreed: what we agreed to is void.
+            greeting.agree_received = false;
+            greeting.agree_sent = false;
+            greeting.pending = None;
+        }
+        self.progress = true;
+    }
+
+    fn on_agree(&mut self, round: u32, peer_round: u32, codes: &[u8]) {
+        let Some(Link {
+            stage: Stage::Greeting(greeting),
+            ..
+        }) = self.link.as_mut()
+        else {
+            return;
+        };
+        let current = greeting.mine.as_ref().map(|s| s.round) == Some(peer_round)
+            && greeting.theirs.as_ref().map(|s| s.round) == Some(round);
+        if !current {
+            return;
+        }
+        let mirrored: Vec<u8> = greeting
+            .verdicts
+            .iter()
+            .map(|v| v.mirror().code())
+            .collect();
+        if greeting.pending.is_some() && mirrored != codes {
+            return self.drop_link(LinkLoss::Protocol("the two nodes disagree on the sync"));
+        }
+        greeting.agree_received = greeting.pending.is_some();
+        if !greeting.agree_received {
+            // Ours is not computed yet: both verdicts come from the same pair of states, so it
+            // will be the mirrored one.
+            greeting.agree_received = true;
+        }
+        self.progress = true;
+    }
+
+    pub(super) fn settle_handshake(&mut self) {
+        self.settle_farewell();
+        let Some(link) = self.link.as_ref() else {
+            return;
+        };
+        match &link.stage {
+            Stage::Replicating => return,
+            Stage::Draining => {
+                let drained = self.replica.is_drained() || broken!(self, StaleSession);
+                if !drained {
+                    return;
+                }
+                if let Some(link) = self.link.as_mut() {
+                    link.stage = Stage::Greeting(Box::default());
+                }
+            }
+            Stage::Greeting(_) => {}
+        }
+        if !self.replica.is_drained() && !broken!(self, StaleSession) {
+            return;
+        }
+        self.send_state();
+        self.reach_verdict();
+        self.send_agree();
+        self.store_source();
+        self.store_target();
+        self.start_replication();
+    }
+
+    fn take_greeting(&mut self) -> Option<Box<Greeting>> {
+        match self.link.as_mut().map(|link| &mut link.stage) {
+            Some(Stage::Greeting(greeting)) => Some(std::mem::take(greeting)),
+            _ => None,
+        }
+    }
+
+    fn put_greeting(&mut self, greeting: Box<Greeting>) {
+        if let Some(link) = self.link.as_mut() {
+            link.stage = Stage::Greeting(greeting);
+        }
+    }
+
+    /// Sends our state, and again when it has changed before we agreed.
+    fn send_state(&mut self) {
+        let Some(mut greeting) = self.take_greeting() else {
+            return;
+        };
+        let round = greeting.mine.as_ref().map_or(0, |mine| mine.round);
+        let now = self.describe(round);
+        let same = greeting
+            .mine
+            .as_ref()
+            .is_some_and(|mine| same_state(mine, &now));
+        if !greeting.agree_sent && !same && self.change_allows_greeting() {
+            let state = NodeState {
+                round: round + 1,
+                ..now
+            };
+            greeting.mine = Some(state.clone());
+            greeting.pending = None;
+            greeting.agree_received = false;
+            self.put_greeting(greeting);
+            self.send(Message::State(Box::new(state)), None);
+            self.progress = true;
+        } else {
+            self.put_greeting(greeting);
+        }
+    }
+
+    /// A promotion or shutdown that is being recorded must end before we describe ourselves.
+    fn change_allows_greeting(&self) -> bool {
+        use super::roles::Step;
+        self.change
+            .as_ref()
+            .is_none_or(|change| matches!(change.step, Step::Meeting { .. }))
+            && self.attaching.is_empty()
+    }
+
+    fn reach_verdict(&mut self) {
+        let Some(mut greeting) = self.take_greeting() else {
+            return;
+        };
+        let ready =
+            greeting.pending.is_none() && !greeting.agree_sent && self.change_allows_greeting();
+        let pair = (greeting.mine.clone(), greeting.theirs.clone());
+        let (Some(mine), Some(theirs)) = pair else {
+            return self.put_greeting(greeting);
+        };
+        if !ready {
+            return self.put_greeting(greeting);
+        }
+        match self.judge(&mine, &theirs) {
+            Err(refusal) => {
+                self.put_greeting(greeting);
+                if let Refusal::SplitBrain { volume, .. } = refusal {
+                    self.publish(Notice::SplitBrain { volume });
+                }
+                self.send(Message::Goodbye { outdate: false }, None);
+                self.stand_alone(Some(refusal));
+            }
+            Ok(verdicts) => {
+                greeting.verdicts = verdicts;
+                let newest = |state: &NodeState| {
+                    state
+                        .volumes
+                        .iter()
+                        .map(|v| v.session.max(v.session_pending))
+                        .max()
+                        .unwrap_or_default()
+                };
+                let session =
+                    later_session(newest(&mine), newest(&theirs), mine.nonce ^ theirs.nonce);
+                greeting.session = session;
+                let versions = self
+                    .volumes
+                    .iter_mut()
+                    .map(|v| v.change_peer(|peer| peer.session_pending = session))
+                    .collect();
+                // What we describe from now on includes it; it is not a reason to start over.
+                greeting.mine = Some(self.describe(mine.round));
+                greeting.pending = Some(versions);
+                self.put_greeting(greeting);
+                self.progress = true;
+            }
+        }
+    }
+
+    /// The verdict of every volume, or why the nodes do not fit together.
+    fn judge(&self, mine: &NodeState, theirs: &NodeState) -> Result<Vec<Verdict>, Refusal> {
+        if mine.protocol != theirs.protocol {
+            return Err(Refusal::ProtocolMismatch);
+        }
+        let ids = |state: &NodeState| state.volumes.iter().map(|v| v.volume).collect::<Vec<_>>();
+        if ids(mine) != ids(theirs) {
+            return Err(Refusal::VolumeMismatch);
+        }
+        let verdicts = mine
+            .volumes
+            .iter()
+            .zip(&theirs.volumes)
+            .map(|(m, t)| {
+                check_sizes(m, t)?;
+                match decide(&Side::new(mine, m), &Side::new(theirs, t)) {
+                    Verdict::Refuse(misfit) => Err(misfit_refusal(misfit, m, t)),
+                    verdict => Ok(verdict),
+                }
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        if mine.role == Role::Primary && theirs.role == Role::Primary {
+            return Err(Refusal::BothPrimary);
+        }
+        // A reign that another has followed is over, unless the operator discards the other.
+        let stale = |primary: &NodeState, other: &NodeState| {
+            primary.role == Role::Primary && primary.term < other.term && !other.discard_my_data
+        };
+        if (stale(mine, theirs) || stale(theirs, mine)) && !broken!(self, IgnoreTerm) {
+            return Err(Refusal::StaleTerm);
+        }
+        Ok(verdicts)
+    }
+
+    fn send_agree(&mut self) {
+        let Some(mut greeting) = self.take_greeting() else {
+            return;
+        };
+        let stored = greeting
+            .pending
+            .as_ref()
+            .is_some_and(|versions| self.all_at(versions));
+        if !stored || greeting.agree_sent || self.volumes.iter().any(|v| v.mint.is_some()) {
+            return self.put_greeting(greeting);
+        }
+        greeting.agree_sent = true;
+        let round = greeting.mine.as_ref().map_or(0, |s| s.round);
+        let peer_round = greeting.theirs.as_ref().map_or(0, |s| s.round);
+        let verdicts = self
+            .volumes
+            .iter()
+            .map(|v| v.id)
+            .zip(greeting.verdicts.iter().map(|v| v.code()))
+            .collect();
+        self.put_greeting(greeting);
+        self.send(
+            Message::Agree {
+                round,
+                peer_round,
+                verdicts,
+            },
+            None,
+        );
+        self.progress = true;
+    }
+
+    fn all_at(&self, versions: &[u64]) -> bool {
+        versions
+            .iter()
+            .zip(&self.volumes)
+            .all(|(version, volume)| volume.stored(*version))
+    }
+
+    /// Records the session, and on a sync source that the peer is behind.
+    fn store_source(&mut self) {
+        let Some(mut greeting) = self.take_greeting() else {
+            return;
+        };
+        if greeting.agree_sent && greeting.agree_received && greeting.source_versions.is_none() {
+            let theirs = greeting.theirs.clone();
+            let term = theirs
+                .as_ref()
+                .map_or(Term::ZERO, |s| s.term)
+                .max(self.term);
+            self.term = self.reign_after(term);
+            let session = greeting.session;
+            let mut versions = Vec::new();
+            for (index, verdict) in greeting.verdicts.iter().enumerate() {
+                let theirs = theirs.as_ref().map(|state| &state.volumes[index]);
+                versions.push(self.record_session(index, session, *verdict, theirs));
+            }
+            greeting.source_versions = Some(versions);
+            self.progress = true;
+        }
+        let stored = greeting
+            .source_versions
+            .as_ref()
+            .is_some_and(|versions| self.all_at(versions));
+        let send = stored && !greeting.stored_sent;
+        greeting.stored_sent |= send;
+        self.put_greeting(greeting);
+        if send {
+            self.send(Message::Stored, None);
+            self.progress = true;
+        }
+    }
+
+    /// The term from here on: a primary whose peer has known a later one begins a new reign.
+    fn reign_after(&mut self, highest: Term) -> Term {
+        if self.role == Role::Primary && highest > self.term {
+            let random = self.fresh_id() as u32;
+            return Term {
+                counter: highest.counter + 1,
+                node: self.config.node,
+                random,
+            };
+        }
+        highest
+    }
+
+    fn record_session(
+        &mut self,
+        index: usize,
+        session: Session,
+        verdict: Verdict,
+        theirs: Option<&VolumeState>,
+    ) -> u64 {
+        let term = self.term;
+        let generation = self.fresh_generation();
+        let voter = self.config.vote == VoteMode::Voter;
+        let mut minted = false;
+        let v = &mut self.volumes[index];
+        let agreed = theirs.map_or(v.size, |t| {
+            agreed_size(v.superblock.agreed_size, v.capacity, t)
+        });
+        if agreed != v.size && agreed > 0 {
+            v.size = agreed;
+            let (volume, bytes) = (v.id, agreed);
+            self.out.push(Action::Size { volume, bytes });
+        }
+        let v = &mut self.volumes[index];
+        v.change(|superblock| {
+            superblock.term = term;
+            if superblock.agreed_size == 0 {
+                superblock.agreed_size = agreed;
+            }
+        });
+        if let Verdict::Source(extent) = verdict {
+            if theirs.is_some_and(|t| t.current == v.superblock.current) {
+                // The target is about to become inconsistent: what we have must be told apart
+                // from it, should it be promoted by force.
+                let version = v.new_generation(generation);
+                v.mint = Some(Mint { version, voter });
+                minted = true;
+            }
+            if extent != Extent::Bitmap {
+                let stub = stub_generation(session);
+                let old = v.peer().base;
+                v.remember(old);
+                v.change_peer(|peer| peer.base = stub);
+            }
+            v.change_peer(|peer| peer.outdated = true);
+        }
+        if minted && voter {
+            let volume = v.id;
+            self.out.push(Action::RecordAtVoter {
+                volume,
+                generation,
+                term,
+            });
+        }
+        self.volumes[index].change_peer(|peer| {
+            peer.known = true;
+            peer.session = session;
+            peer.session_pending = Session::default();
+        })
+    }
+
+    /// Records, on a sync target, that its data is inconsistent, and sends its bitmap.
+    fn store_target(&mut self) {
+        let Some(mut greeting) = self.take_greeting() else {
+            return;
+        };
+        if greeting.stored_sent && greeting.stored_received && greeting.target_versions.is_none() {
+            let mut versions = Vec::new();
+            for (index, verdict) in greeting.verdicts.clone().into_iter().enumerate() {
+                versions.push(match verdict {
+                    Verdict::Target(extent) => self.record_target(index, greeting.session, extent),
+                    _ => 0,
+                });
+            }
+            greeting.target_versions = Some(versions);
+            self.progress = true;
+        }
+        let stored = greeting
+            .target_versions
+            .as_ref()
+            .is_some_and(|versions| self.all_at(versions))
+            && self.target_bits_saved(&greeting.verdicts);
+        if !stored || greeting.ready_sent {
+            return self.put_greeting(greeting);
+        }
+        greeting.ready_sent = true;
+        let targets: Vec<usize> = (0..self.volumes.len())
+            .filter(|index| matches!(greeting.verdicts.get(*index), Some(Verdict::Target(_))))
+            .collect();
+        self.put_greeting(greeting);
+        for index in targets {
+            self.send_bitmap(index);
+        }
+        self.send(Message::Ready, None);
+        self.progress = true;
+    }
+
+    fn record_target(&mut self, index: usize, session: Session, extent: Extent) -> u64 {
+        let v = &mut self.volumes[index];
+        if extent != Extent::Bitmap {
+            // The bits say what is left to do, even if both nodes restart in between.
+            v.bitmap.set_all(extent == Extent::Compare);
+            v.save_bitmap = true;
+            let old = v.superblock.current;
+            v.remember(old);
+            v.change(|superblock| superblock.current = stub_generation(session));
+        }
+        v.change_peer(|peer| {
+            peer.want_full = false;
+            peer.outdated = false;
+        });
+        // The mark of a crashed reign stays until the end: with it stays the log that says what
+        // may differ.
+        let version = v.change(|superblock| {
+            superblock.inconsistent = true;
+            superblock.outdated = false;
+        });
+        self.set_disk(index, DiskState::Inconsistent);
+        version
+    }
+
+    fn target_bits_saved(&self, verdicts: &[Verdict]) -> bool {
+        verdicts
+            .iter()
+            .enumerate()
+            .all(|(index, verdict)| match verdict {
+                Verdict::Target(Extent::Full | Extent::Compare) => self.metadata_stored(index),
+                _ => true,
+            })
+    }
+
+    fn send_bitmap(&mut self, index: usize) {
+        let volume = self.volumes[index].id;
+        for page in self.volumes[index].bitmap.used_pages() {
+            let Some((words, suspects)) = self.volumes[index].bitmap.page_words(page) else {
+                continue;
+            };
+            let words = words.to_vec();
+            debug_assert!(words.len() <= PAGE_WORDS && PAGE_WORDS * 8 == BITMAP_PAGE_BYTES);
+            self.send(
+                Message::Bitmap(BitmapChunk {
+                    volume,
+                    index: page,
+                    words,
+                    suspects,
+                }),
+                None,
+            );
+        }
+    }
+
+    fn on_bitmap(&mut self, chunk: &BitmapChunk) {
+        let Some(index) = self.index(chunk.volume) else {
+            return;
+        };
+        let source = match &self.link {
+            Some(Link {
+                stage: Stage::Greeting(greeting),
+                ..
+            }) => {
+                matches!(greeting.verdicts.get(index), Some(Verdict::Source(_)))
+            }
+            _ => false,
+        };
+        if !source {
+            return self.drop_link(LinkLoss::Protocol(
+                "bitmap from a node that is not sync target",
+            ));
+        }
+        if !broken!(self, OneSidedBitmap) {
+            self.volumes[index]
+                .bitmap
+                .merge_page(chunk.index, &chunk.words, &chunk.suspects);
+        }
+    }
+
+    fn start_replication(&mut self) {
+        let Some(greeting) = self.take_greeting() else {
+            return;
+        };
+        if !(greeting.ready_sent && greeting.ready_received) {
+            return self.put_greeting(greeting);
+        }
+        let Some(theirs) = greeting.theirs else {
+            return;
+        };
+        let floor = self.term;
+        if let Some(link) = self.link.as_mut() {
+            link.stage = Stage::Replicating;
+            link.session = greeting.session;
+            link.floor = floor;
+        }
+        self.set_peer_role(theirs.role);
+        self.discard_my_data = false;
+        self.standing.refusal = None;
+        for (index, verdict) in greeting.verdicts.into_iter().enumerate() {
+            self.start_volume(index, verdict, theirs.volumes[index].disk);
+        }
+        self.publish_connection(ConnectionState::Connected);
+        self.recheck = true;
+        self.progress = true;
+    }
+
+    fn start_volume(&mut self, index: usize, verdict: Verdict, peer_disk: DiskState) {
+        match verdict {
+            Verdict::NoSync => self.start_without_sync(index, peer_disk),
+            Verdict::Source(extent) => {
+                let v = &mut self.volumes[index];
+                if extent != Extent::Bitmap {
+                    v.bitmap.set_all(extent == Extent::Compare);
+                }
+                let total = (v.bitmap.count() * super::bitmap::BIT_BYTES).min(v.size);
+                v.sync = Some(Sync::new(total));
+                v.change(|superblock| superblock.outdated = false);
+                v.peer_current = false;
+                self.set_disk(index, DiskState::UpToDate);
+                self.set_peer_disk(index, DiskState::Inconsistent);
+                self.set_replication(index, ReplicationState::SyncSource);
+            }
+            Verdict::Target(_) => {
+                let total = self.out_of_sync(index);
+                self.volumes[index].crashed = false;
+                self.volumes[index].counters.sync_total = total;
+                self.set_peer_disk(index, DiskState::UpToDate);
+                self.set_replication(index, ReplicationState::SyncTarget);
+            }
+            Verdict::Refuse(_) => {}
+        }
+    }
+
+    fn start_without_sync(&mut self, index: usize, peer_disk: DiskState) {
+        self.set_replication(index, ReplicationState::Established);
+        let v = &self.volumes[index];
+        let both = v.disk > DiskState::Inconsistent && peer_disk > DiskState::Inconsistent;
+        if !both {
+            // One disk is missing, or neither has data: what there is stays what it is.
+            if v.disk == DiskState::Consistent && peer_disk < DiskState::Inconsistent {
+                let proven = v.proven_current();
+                self.set_disk(
+                    index,
+                    if proven {
+                        DiskState::UpToDate
+                    } else {
+                        DiskState::Consistent
+                    },
+                );
+            }
+            return self.set_peer_disk(index, peer_disk);
+        }
+        let v = &mut self.volumes[index];
+        // The finish of an earlier sync may have been missed by either side.
+        v.drop_base();
+        v.change(|superblock| superblock.outdated = false);
+        v.peer_current = true;
+        self.clear_crash_flag(index);
+        self.set_disk(index, DiskState::UpToDate);
+        self.set_peer_disk(index, DiskState::UpToDate);
+    }
+
+    // ---- liveness ----
+
+    /// Whether the peer owes an answer.
+    fn owed(&self) -> bool {
+        let Some(link) = &self.link else { return false };
+        !link.replicating()
+            || !self.transfer.unacked.is_empty()
+            || self.transfer.flush_under_way()
+            || link.last_ping.is_some()
+            || self.waits_for_peer()
+    }
+
+    /// Notes since when something is owed: silence before that means nothing.
+    pub(super) fn settle_owed(&mut self) {
+        let (owed, now) = (self.owed(), self.now);
+        if let Some(link) = self.link.as_mut() {
+            link.owed_since = owed.then(|| link.owed_since.unwrap_or(now));
+        }
+    }
+
+    /// When a ping is due, and when silence ends the link.
+    fn silence_deadlines(&self) -> Option<(Time, Option<Time>)> {
+        let link = self.link.as_ref()?;
+        let Some(owed) = link.owed_since else {
+            let quiet = link.last_received.max(link.since);
+            return Some((quiet.after(self.config.timeouts.ping_interval), None));
+        };
+        let start = link.last_received.max(owed);
+        let ping = link
+            .last_ping
+            .unwrap_or(start)
+            .max(start)
+            .after(OWED_SILENCE);
+        let limit = OWED_SILENCE + self.config.timeouts.ping_timeout * PING_TIMES;
+        Some((ping, Some(start.after(limit))))
+    }
+
+    fn ko_deadline(&self) -> Option<Time> {
+        let timeouts = &self.config.timeouts;
+        let limit = timeouts.timeout * timeouts.ko_count;
+        (timeouts.ko_count > 0).then_some(())?;
+        self.oldest_unacked().map(|since| since.after(limit))
+    }
+
+    fn handshake_deadline(&self) -> Option<Time> {
+        let link = self.link.as_ref().filter(|link| !link.replicating())?;
+        Some(link.since.after(self.config.timeouts.handshake))
+    }
+
+    /// When the peer is to be asked to make the transfer log durable.
+    fn flush_deadline(&self) -> Option<Time> {
+        if self.replicating().is_none() || self.transfer.flush_under_way() {
+            return None;
+        }
+        self.transfer.oldest().map(|since| since.after(FLUSH_AGE))
+    }
+
+    pub(super) fn check_deadlines(&mut self) {
+        self.check_change_deadline();
+        let due = |deadline: Option<Time>| deadline.is_some_and(|deadline| self.now >= deadline);
+        let Some((ping, silence)) = self.silence_deadlines() else {
+            return;
+        };
+        if due(self.handshake_deadline()) {
+            return self.drop_link(LinkLoss::HandshakeTimeout);
+        }
+        if due(silence) {
+            return self.drop_link(LinkLoss::PingTimeout);
+        }
+        if due(self.ko_deadline()) {
+            return self.drop_link(LinkLoss::KoCount);
+        }
+        let flush = due(self.flush_deadline()) || self.transfer.is_long();
+        if self.now >= ping {
+            self.send(Message::Ping, None);
+            let now = self.now;
+            if let Some(link) = self.link.as_mut() {
+                link.last_ping = Some(now);
+            }
+        }
+        if flush {
+            self.want_peer_flush();
+        }
+    }
+
+    /// When `Event::Tick` is wanted next.
+    pub fn next_deadline(&self) -> Option<Time> {
+        let (ping, silence) = self.silence_deadlines().unzip();
+        [
+            self.change_deadline(),
+            self.note_deadline(),
+            ping,
+            silence.flatten(),
+            self.handshake_deadline(),
+            self.ko_deadline(),
+            self.flush_deadline(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    /// Whether the link's stage is the handshake, for `status`.
+    pub(super) fn connection_state(&self) -> ConnectionState {
+        match &self.link {
+            Some(link) if link.replicating() => ConnectionState::Connected,
+            Some(_) => ConnectionState::Connecting,
+            None if self.standing.wanted => ConnectionState::Connecting,
+            None => ConnectionState::StandAlone,
+        }
+    }
+}
+
+fn link_is_replicating(link: &Option<Link>) -> bool {
+    link.as_ref().is_some_and(Link::replicating)
+}
+
+/// Equal but for what may change while the nodes talk.
+fn same_state(old: &NodeState, new: &NodeState) -> bool {
+    let volume = |v: &VolumeState| {
+        (
+            v.disk,
+            v.current,
+            v.base,
+            v.agreed_size,
+            v.want_full,
+            v.crashed_primary,
+            v.capacity,
+        )
+    };
+    old.role == new.role
+        && old.term == new.term
+        && old.discard_my_data == new.discard_my_data
+        && old
+            .volumes
+            .iter()
+            .map(volume)
+            .eq(new.volumes.iter().map(volume))
+}
+
+/// Later sessions are greater: the high half counts, the low half tells incarnations apart.
+fn later_session(mine: Session, theirs: Session, nonces: u64) -> Session {
+    let counter = (mine.0 >> 32).max(theirs.0 >> 32) + 1;
+    Session(counter << 32 | ((nonces ^ (nonces >> 32)) & 0xFFFF_FFFF))
+}
+
+/// The generation that a target's data has until a sync of everything ends: it belongs to this
+/// one sync.
+fn stub_generation(session: Session) -> Generation {
+    Generation(session.0 ^ 0x5354_5542_5354_5542)
+}
+
+/// The size both sides use: an agreed one stays, otherwise the smaller disk decides.
+fn agreed_size(mine: u64, capacity: u64, theirs: &VolumeState) -> u64 {
+    match (mine, theirs.agreed_size) {
+        (0, 0) if theirs.capacity == 0 => 0,
+        (0, 0) => capacity.min(theirs.capacity),
+        (0, agreed) => agreed,
+        (agreed, _) => agreed,
+    }
+}
+
+fn check_sizes(mine: &VolumeState, theirs: &VolumeState) -> Result<(), Refusal> {
+    let volume = mine.volume;
+    let agreed = mine.agreed_size.max(theirs.agreed_size);
+    let too_small = |side: &VolumeState| side.capacity > 0 && side.capacity < agreed;
+    if too_small(theirs) {
+        return Err(Refusal::PeerTooSmall {
+            volume,
+            need: agreed,
+            have: theirs.capacity,
+        });
+    }
+    if too_small(mine) {
+        return Err(Refusal::DiskTooSmall {
+            volume,
+            need: agreed,
+            have: mine.capacity,
+        });
+    }
+    Ok(())
+}
+
+fn misfit_refusal(misfit: Misfit, mine: &VolumeState, theirs: &VolumeState) -> Refusal {
+    let volume = mine.volume;
+    let ancestry = |side: &VolumeState| {
+        [side.current, side.base]
+            .into_iter()
+            .chain(side.history.iter().copied())
+            .filter(|generation| !generation.is_fresh())
+            .collect::<Vec<_>>()
+    };
+    match misfit {
+        Misfit::SplitBrain => Refusal::SplitBrain {
+            volume,
+            mine: ancestry(mine),
+            theirs: ancestry(theirs),
+        },
+        Misfit::Unrelated => Refusal::UnrelatedData {
+            volume,
+            mine: mine.current,
+            theirs: theirs.current,
+        },
+        Misfit::PrimaryIsOlder => Refusal::PrimaryIsOlder { volume },
+        Misfit::NoSource => Refusal::NoSource { volume },
+    }
+}

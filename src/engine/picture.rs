@@ -1,0 +1,80 @@
+//! The picture of the engine that `status` shows.
+
+use super::resource::Engine;
+use super::status::{
+    ConnectionStatus, DeviceStatus, PeerDeviceStatus, ReplicationState, ResourceStatus,
+};
+
+impl Engine {
+    /// The state of the resource as seen from outside.
+    pub fn status(&self) -> ResourceStatus {
+        ResourceStatus {
+            role: self.role,
+            term: self.term,
+            devices: (0..self.volumes.len())
+                .map(|index| self.device_status(index))
+                .collect(),
+            connection: ConnectionStatus {
+                peer: self.config.peer,
+                state: self.connection_state(),
+                peer_role: self.peer_role(),
+                reason: self.standing.refusal.clone(),
+                last_loss: self.standing.last_loss.clone(),
+                peer_devices: (0..self.volumes.len())
+                    .map(|i| self.peer_device_status(i))
+                    .collect(),
+            },
+        }
+    }
+
+    fn device_status(&self, index: usize) -> DeviceStatus {
+        let v = &self.volumes[index];
+        let upper = self
+            .writes
+            .values()
+            .filter(|write| write.volume == index)
+            .count();
+        DeviceStatus {
+            volume: v.id,
+            disk: v.disk,
+            size: v.size,
+            read: v.counters.read,
+            written: v.counters.written,
+            al_writes: v.counters.al_writes,
+            bm_writes: v.counters.bm_writes,
+            upper_pending: u32::try_from(upper).unwrap_or(u32::MAX),
+            lower_pending: v.counters.lower_pending,
+            current: v.superblock.current.0,
+            base: v.peer().base.0,
+            history: v
+                .superblock
+                .history
+                .iter()
+                .map(|generation| generation.0)
+                .collect(),
+        }
+    }
+
+    fn peer_device_status(&self, index: usize) -> PeerDeviceStatus {
+        let v = &self.volumes[index];
+        let out_of_sync = self.out_of_sync(index);
+        let total = match (v.replication, &v.sync) {
+            (ReplicationState::SyncSource, Some(sync)) => sync.total().max(out_of_sync),
+            (ReplicationState::SyncTarget, _) => v.counters.sync_total.max(out_of_sync),
+            _ => 0,
+        };
+        let unacked = u32::try_from(self.transfer.unacked.len()).unwrap_or(u32::MAX);
+        PeerDeviceStatus {
+            volume: v.id,
+            replication: v.replication,
+            peer_disk: v.peer_disk,
+            received: v.counters.received,
+            sent: v.counters.sent,
+            out_of_sync,
+            pending: unacked,
+            unacked,
+            sync_done: total.saturating_sub(out_of_sync),
+            sync_total: total,
+        }
+    }
+}

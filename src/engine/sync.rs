@@ -1,0 +1,404 @@
+//! The source of a sync: walks the dirty bitmap, copies or compares block by block, finishes.
+//!
+//! A block is *claimed* first: from then on no application write may start over it, and it is
+//! read only when those under way have ended at the peer too (rule 9). Its claim ends with the
+//! target's answer; its bits are cleared when a later flush of the target has made it durable
+//! (rule 2).
+
+use std::collections::BTreeMap;
+
+use super::action::{Action, Notice};
+use super::ids::{Buffer, Span};
+use super::message::{Message, SyncResult, WriteKind};
+use super::resource::{Engine, Pending, broken};
+use super::status::{DiskState, ReplicationState};
+
+/// Where a claimed block stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Waits for application writes over it to end.
+    Claimed,
+    Reading,
+    /// Sent as data, or as a hash.
+    Sent,
+}
+
+/// A block on its way.
+#[derive(Clone, Copy, Debug)]
+struct Block {
+    span: Span,
+    compare: bool,
+    buffer: u32,
+    stage: Stage,
+}
+
+/// A running sync of one volume, source side.
+#[derive(Debug)]
+pub(super) struct Sync {
+    cursor: u64,
+    blocks: BTreeMap<u64, Block>,
+    /// `SyncDone` was sent, or waits for the record that the peer is about to be current.
+    finish: Finish,
+    copied: u64,
+    compared: u64,
+    total: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Finish {
+    NotYet,
+    /// The superblock must first stop saying that the peer is outdated.
+    Recording(u64),
+    Sent,
+}
+
+impl Sync {
+    pub(super) fn new(total: u64) -> Sync {
+        Sync {
+            cursor: 0,
+            blocks: BTreeMap::new(),
+            finish: Finish::NotYet,
+            copied: 0,
+            compared: 0,
+            total,
+        }
+    }
+
+    /// Bytes that were to do at the start.
+    pub(super) fn total(&self) -> u64 {
+        self.total
+    }
+
+    fn claims(&self, span: Span) -> bool {
+        self.blocks.values().any(|block| block.span.overlaps(span))
+    }
+}
+
+impl Engine {
+    /// Whether a sync block holds the range.
+    pub(super) fn sync_claims(&self, volume: usize, span: Span) -> bool {
+        !broken!(self, ResyncOverwritesNewer)
+            && self.volumes[volume]
+                .sync
+                .as_ref()
+                .is_some_and(|sync| sync.claims(span))
+    }
+
+    pub(super) fn settle_sync(&mut self) {
+        for volume in 0..self.volumes.len() {
+            if self.volumes[volume].replication == ReplicationState::SyncSource {
+                self.start_claimed(volume);
+                self.claim_more(volume);
+                self.try_finish(volume);
+            }
+        }
+    }
+
+    fn claim_more(&mut self, volume: usize) {
+        let chunk = self.config.resync_chunk;
+        while !self.sync_buffers.is_empty() {
+            let v = &self.volumes[volume];
+            let Some(sync) = v.sync.as_ref().filter(|s| s.finish == Finish::NotYet) else {
+                return;
+            };
+            let mut from = sync.cursor;
+            let found = loop {
+                match v.bitmap.next_run(from, chunk, v.size) {
+                    Some((span, _)) if sync.claims(span) => from = span.end(),
+                    other => break other,
+                }
+            };
+            let Some((span, compare)) = found else { return };
+            let Some(buffer) = self.sync_buffers.pop() else {
+                return;
+            };
+            let id = self.next_key;
+            self.next_key += 1;
+            let block = Block {
+                span,
+                compare,
+                buffer,
+                stage: Stage::Claimed,
+            };
+            if let Some(sync) = self.volumes[volume].sync.as_mut() {
+                sync.cursor = span.end();
+                sync.blocks.insert(id, block);
+            }
+            self.start_block(volume, id);
+        }
+    }
+
+    fn start_claimed(&mut self, volume: usize) {
+        let Some(sync) = self.volumes[volume].sync.as_ref() else {
+            return;
+        };
+        let claimed: Vec<u64> = sync
+            .blocks
+            .iter()
+            .filter(|(_, block)| block.stage == Stage::Claimed)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in claimed {
+            self.start_block(volume, id);
+        }
+    }
+
+    fn start_block(&mut self, volume: usize, id: u64) {
+        let Some(block) = self.block(volume, id) else {
+            return;
+        };
+        if self.write_under_way(volume, block.span) && !broken!(self, ResyncOverwritesNewer) {
+            return;
+        }
+        self.set_stage(volume, id, Stage::Reading);
+        let io = self.begin(
+            volume,
+            Pending::SyncRead {
+                id,
+                buffer: block.buffer,
+            },
+        );
+        let (vol, span) = (self.volumes[volume].id, block.span);
+        let buffer = Buffer::Resync(block.buffer);
+        self.out.push(if block.compare {
+            Action::DiskHash {
+                io,
+                volume: vol,
+                span,
+                buffer,
+            }
+        } else {
+            Action::DiskRead {
+                io,
+                volume: vol,
+                span,
+                buffer,
+            }
+        });
+    }
+
+    fn block(&self, volume: usize, id: u64) -> Option<Block> {
+        self.volumes[volume].sync.as_ref()?.blocks.get(&id).copied()
+    }
+
+    fn set_stage(&mut self, volume: usize, id: u64, stage: Stage) {
+        if let Some(block) = self.volumes[volume]
+            .sync
+            .as_mut()
+            .and_then(|sync| sync.blocks.get_mut(&id))
+        {
+            block.stage = stage;
+        }
+    }
+
+    fn drop_block(&mut self, volume: usize, id: u64) {
+        if let Some(sync) = self.volumes[volume].sync.as_mut()
+            && let Some(block) = sync.blocks.remove(&id)
+        {
+            self.sync_buffers.push(block.buffer);
+        }
+        self.progress = true;
+    }
+
+    pub(super) fn sync_read_done(
+        &mut self,
+        volume: usize,
+        (id, buffer): (u64, u32),
+        hash: Option<[u8; 32]>,
+        failed: Option<i32>,
+    ) {
+        let Some(block) = self.block(volume, id) else {
+            // The sync has ended meanwhile; only the disk still used the buffer.
+            self.sync_buffers.push(buffer);
+            self.progress = true;
+            return;
+        };
+        if let Some(errno) = failed {
+            self.drop_block(volume, id);
+            return self.fail_disk(volume, errno);
+        }
+        self.set_stage(volume, id, Stage::Sent);
+        let vol = self.volumes[volume].id;
+        match hash {
+            Some(hash) if block.compare => {
+                self.send(
+                    Message::SyncCompare {
+                        id,
+                        volume: vol,
+                        span: block.span,
+                        hash,
+                    },
+                    None,
+                );
+            }
+            _ => self.send_block(volume, id, block),
+        }
+    }
+
+    fn send_block(&mut self, volume: usize, id: u64, block: Block) {
+        let v = &mut self.volumes[volume];
+        v.counters.sent += u64::from(block.span.len);
+        let message = Message::SyncWrite {
+            id,
+            volume: v.id,
+            span: block.span,
+            kind: WriteKind::Data,
+        };
+        self.send(
+            message,
+            Some((Buffer::Resync(block.buffer), block.span.len)),
+        );
+        if broken!(self, ClearBitOnSend) {
+            self.clear_synced(volume, block.span);
+        }
+    }
+
+    pub(super) fn on_sync_ack(&mut self, id: u64, result: SyncResult) {
+        let Some(volume) = (0..self.volumes.len()).find(|v| {
+            self.block(*v, id)
+                .is_some_and(|block| block.stage == Stage::Sent)
+        }) else {
+            return;
+        };
+        let Some(block) = self.block(volume, id) else {
+            return;
+        };
+        match result {
+            SyncResult::Differs => return self.send_block(volume, id, block),
+            SyncResult::Written | SyncResult::Equal => {
+                if let Some(sync) = self.volumes[volume].sync.as_mut() {
+                    let len = u64::from(block.span.len);
+                    if result == SyncResult::Equal {
+                        sync.compared += len;
+                    } else {
+                        sync.copied += len;
+                    }
+                }
+                self.transfer.push_sync(volume, block.span, self.now);
+            }
+            SyncResult::Failed => {
+                // The target reports its disk separately; the bits stay.
+            }
+        }
+        self.drop_block(volume, id);
+    }
+
+    /// A sync block is durable at the target.
+    pub(super) fn clear_synced(&mut self, volume: usize, span: Span) {
+        let partial = broken!(self, PartialClear);
+        let v = &mut self.volumes[volume];
+        v.bitmap.clear_span(span, v.size, partial);
+    }
+
+    /// The peer lacks a write: what was sent of this range does not count.
+    pub(super) fn sync_touched(&mut self, volume: usize, span: Span) {
+        if let Some(sync) = self.volumes[volume].sync.as_mut() {
+            sync.cursor = sync.cursor.min(span.start);
+        }
+    }
+
+    /// Nothing left to send: make it durable, say so, and let the target adopt the generation.
+    fn try_finish(&mut self, volume: usize) {
+        let v = &self.volumes[volume];
+        let Some(sync) = v.sync.as_ref() else { return };
+        if !sync.blocks.is_empty() {
+            return;
+        }
+        if v.bitmap.count() > 0 {
+            // Either blocks wait to be durable, or the cursor has passed some that were marked
+            // since: go around again.
+            if !self.transfer.is_empty() {
+                self.want_peer_flush();
+            } else if sync.cursor > 0 {
+                self.rewind(volume);
+            }
+            return;
+        }
+        match sync.finish {
+            Finish::NotYet => {
+                // From here on the target may hold the current generation: every write that it
+                // lacks needs a new one.
+                let version = self.volumes[volume].change_peer(|peer| {
+                    peer.outdated = false;
+                    peer.want_full = false;
+                });
+                self.volumes[volume].peer_current = true;
+                self.set_finish(volume, Finish::Recording(version));
+            }
+            Finish::Recording(version) if v.stored(version) && v.mint.is_none() => {
+                let generation = v.superblock.current;
+                let (id, size) = (v.id, v.size);
+                self.set_finish(volume, Finish::Sent);
+                self.send(
+                    Message::SyncDone {
+                        volume: id,
+                        generation,
+                        size,
+                    },
+                    None,
+                );
+            }
+            Finish::Recording(_) | Finish::Sent => {}
+        }
+    }
+
+    fn rewind(&mut self, volume: usize) {
+        if let Some(sync) = self.volumes[volume].sync.as_mut() {
+            sync.cursor = 0;
+            // Marked after the finish began: the target has to be synced again before it counts.
+            sync.finish = Finish::NotYet;
+        }
+        self.progress = true;
+    }
+
+    fn set_finish(&mut self, volume: usize, finish: Finish) {
+        if let Some(sync) = self.volumes[volume].sync.as_mut() {
+            sync.finish = finish;
+        }
+        self.progress = true;
+    }
+
+    /// The target has durably adopted the generation.
+    pub(super) fn on_sync_adopted(&mut self, volume: usize) {
+        let v = &mut self.volumes[volume];
+        let Some(sync) = v.sync.as_ref().filter(|sync| sync.finish == Finish::Sent) else {
+            return;
+        };
+        let (copied, compared) = (sync.copied, sync.compared);
+        v.sync = None;
+        v.drop_base();
+        let id = v.id;
+        self.set_replication(volume, ReplicationState::Established);
+        self.set_peer_disk(volume, DiskState::UpToDate);
+        self.clear_crash_flag(volume);
+        self.publish(Notice::SyncDone {
+            volume: id,
+            copied,
+            compared,
+        });
+        self.recheck = true;
+        self.progress = true;
+    }
+
+    /// The link is gone, or a disk: buffers that the disk still fills come back on their own.
+    pub(super) fn abandon_sync(&mut self, volume: usize) {
+        let Some(sync) = self.volumes[volume].sync.take() else {
+            return;
+        };
+        let idle = sync
+            .blocks
+            .values()
+            .filter(|block| block.stage != Stage::Reading);
+        self.sync_buffers.extend(idle.map(|block| block.buffer));
+        self.progress = true;
+    }
+
+    pub(super) fn set_replication(&mut self, volume: usize, to: ReplicationState) {
+        let v = &mut self.volumes[volume];
+        if v.replication != to {
+            v.replication = to;
+            let id = v.id;
+            self.publish(Notice::Replication { volume: id, to });
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! Reading a volume's disk at attach: on a thread of its own, because a large bitmap takes time.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::thread;
+
+use tokio::sync::oneshot;
+
+use crate::agent::protocol::{ErrorKind, ErrorReply};
+use crate::store::device::{Disk, OpenError};
+use crate::store::{Medium, Placement, RecoverError, Recovered, recover};
+
+/// A disk whose metadata has been read.
+pub struct OpenedDisk {
+    pub data: OwnedFd,
+    /// Where the metadata lies: the data device's own open file description, or another device.
+    pub meta: OwnedFd,
+    pub recovered: Recovered,
+}
+
+/// Why a disk cannot be attached.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    #[error("the agent sent {got} descriptors, {want} are needed")]
+    Descriptors { got: usize, want: usize },
+    #[error(transparent)]
+    Disk(#[from] OpenError),
+    #[error("no descriptor for the metadata: {0}")]
+    Duplicate(io::Error),
+    #[error(transparent)]
+    Recover(#[from] RecoverError),
+    #[error("no thread to read the disk: {0}")]
+    Thread(io::Error),
+}
+
+impl From<AttachError> for ErrorReply {
+    fn from(error: AttachError) -> ErrorReply {
+        let help = match &error {
+            AttachError::Recover(RecoverError::NoMetadata { .. }) => {
+                "`lockstep create-md` makes metadata on a new disk"
+            }
+            _ => "check the disk and the kernel's log, then `lockstep attach` again",
+        };
+        ErrorReply::new(ErrorKind::Failed, error, help)
+    }
+}
+
+/// Reads the metadata of a disk on a thread of its own. `descriptors`: the data device, then the
+/// metadata device unless the metadata is internal.
+pub async fn open(
+    descriptors: Vec<OwnedFd>,
+    internal_meta: bool,
+) -> Result<OpenedDisk, AttachError> {
+    let (give, take) = oneshot::channel();
+    let work = move || {
+        // The asker may have left.
+        let _ = give.send(read(descriptors, internal_meta));
+    };
+    thread::Builder::new()
+        .name("attach".into())
+        .spawn(work)
+        .map_err(AttachError::Thread)?;
+    match take.await {
+        Ok(result) => result,
+        Err(_) => Err(AttachError::Thread(io::ErrorKind::BrokenPipe.into())),
+    }
+}
+
+/// Reads the metadata of a disk.
+fn read(descriptors: Vec<OwnedFd>, internal_meta: bool) -> Result<OpenedDisk, AttachError> {
+    let got = descriptors.len();
+    let want = if internal_meta { 1 } else { 2 };
+    if got != want {
+        return Err(AttachError::Descriptors { got, want });
+    }
+    let mut disks = descriptors.into_iter().map(Disk::from_fd);
+    let mut next = || {
+        let missing = AttachError::Descriptors { got, want };
+        disks.next().ok_or(missing)?.map_err(AttachError::from)
+    };
+    let mut data = next()?;
+    let traits = *data.traits();
+    let medium = |placement| Medium {
+        placement,
+        logical_block: traits.logical_block,
+        volatile_cache: traits.volatile_cache,
+    };
+    if internal_meta {
+        let device_bytes = traits.bytes;
+        let recovered = recover(&mut data, &medium(Placement::Internal { device_bytes }))?;
+        let data = data.into_fd();
+        return Ok(OpenedDisk {
+            meta: data.try_clone().map_err(AttachError::Duplicate)?,
+            data,
+            recovered,
+        });
+    }
+    let mut meta = next()?;
+    let placement = Placement::External {
+        data_bytes: traits.bytes,
+        meta_bytes: meta.traits().bytes,
+    };
+    let recovered = recover(&mut meta, &medium(placement))?;
+    Ok(OpenedDisk {
+        data: data.into_fd(),
+        meta: meta.into_fd(),
+        recovered,
+    })
+}

@@ -1,0 +1,379 @@
+//! The data plane's picture as JSON, in the shape of `drbdsetup status --json`.
+
+use serde_json::{Map, Value, json};
+
+use super::counters::{Measure, Percentiles};
+use super::reason::{Names, of_loss, of_refusal};
+use crate::agent::protocol::{FrontEnd, ServeConfig};
+use crate::engine::{ConnectionStatus, DeviceStatus, PeerDeviceStatus, Refusal, ResourceStatus};
+
+/// What the reactor knows about a volume besides the engine's picture.
+#[derive(Clone, Debug, Default)]
+pub struct VolumeFacts {
+    /// Distributions in the order of `Measure::ALL`.
+    pub latencies: [Percentiles; 4],
+    /// The front end takes requests.
+    pub serving: bool,
+    /// Why it does not, when it should.
+    pub front_failure: Option<String>,
+    /// Seconds since the running sync began.
+    pub sync_seconds: f64,
+}
+
+/// Everything that a status shows.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    pub engine: ResourceStatus,
+    /// In the order of the configured volumes.
+    pub volumes: Vec<VolumeFacts>,
+}
+
+/// KiB, as all amounts are shown.
+fn kib(bytes: u64) -> u64 {
+    bytes / 1024
+}
+
+/// The resource as one JSON object. `connect_failure` says why the last attempt to connect
+/// failed, while there is no connection.
+pub fn render(config: &ServeConfig, snapshot: &Snapshot, connect_failure: Option<&str>) -> Value {
+    let engine = &snapshot.engine;
+    let names = Names {
+        resource: &config.resource,
+        peer: &config.peer_name,
+    };
+    let devices: Vec<Value> = engine
+        .devices
+        .iter()
+        .map(|status| device(config, snapshot, status))
+        .collect();
+    json!({
+        "name": config.resource,
+        "node-id": config.node,
+        "role": engine.role.name(),
+        "suspended": false,
+        "write-ordering": "flush",
+        "term": engine.term.to_string(),
+        "devices": devices,
+        "connections": [connection(config, snapshot, names, connect_failure)],
+    })
+}
+
+fn device(config: &ServeConfig, snapshot: &Snapshot, status: &DeviceStatus) -> Value {
+    let index = position(config, status.volume.0);
+    let facts = index.and_then(|index| snapshot.volumes.get(index));
+    let front = index.and_then(|index| config.volumes.get(index));
+    let (minor, path) = front.map_or((-1, String::new()), |volume| front_name(&volume.front));
+    let mut map = object(json!({
+        "volume": status.volume.0,
+        "minor": minor,
+        "path": path,
+        "disk-state": status.disk.name(),
+        "size": kib(status.size),
+        "read": kib(status.read),
+        "written": kib(status.written),
+        "al-writes": status.al_writes,
+        "bm-writes": status.bm_writes,
+        "upper-pending": status.upper_pending,
+        "lower-pending": status.lower_pending,
+        "open": facts.is_some_and(|facts| facts.serving),
+        "data-path": "copy",
+        "generations": {
+            "current": format!("{:016X}", status.current),
+            "base": format!("{:016X}", status.base),
+            "history": status.history.iter().map(|id| format!("{id:016X}")).collect::<Vec<_>>(),
+        },
+    }));
+    if let Some(facts) = facts {
+        let latencies = Measure::ALL.iter().zip(facts.latencies);
+        let latencies: Map<String, Value> = latencies
+            .map(|((_, name), latency)| ((*name).to_owned(), percentiles(latency)))
+            .collect();
+        map.insert("latency_us".to_owned(), Value::Object(latencies));
+        if let Some(failure) = &facts.front_failure {
+            map.insert("reason".to_owned(), json!(failure));
+        }
+    }
+    Value::Object(map)
+}
+
+/// Index of a volume in the configuration.
+fn position(config: &ServeConfig, volume: u16) -> Option<usize> {
+    config
+        .volumes
+        .iter()
+        .position(|entry| entry.volume == volume)
+}
+
+/// Minor number (-1 without) and what applications open.
+fn front_name(front: &FrontEnd) -> (i64, String) {
+    match front {
+        FrontEnd::Ublk { minor } => (i64::from(*minor), format!("/dev/ublkb{minor}")),
+        FrontEnd::NbdUnix { path, export } => (-1, format!("nbd+unix:///{export}?socket={path}")),
+        FrontEnd::NbdTcp { address, export } => (-1, format!("nbd://{address}/{export}")),
+    }
+}
+
+fn percentiles(latency: Percentiles) -> Value {
+    json!({
+        "count": latency.count,
+        "p50": latency.p50,
+        "p99": latency.p99,
+        "p999": latency.p999,
+        "max": latency.max,
+    })
+}
+
+fn connection(
+    config: &ServeConfig,
+    snapshot: &Snapshot,
+    names: Names<'_>,
+    connect_failure: Option<&str>,
+) -> Value {
+    let status = &snapshot.engine.connection;
+    let peers: Vec<Value> = status
+        .peer_devices
+        .iter()
+        .map(|peer| peer_device(config, snapshot, peer))
+        .collect();
+    let mut map = object(json!({
+        "peer-node-id": status.peer.0,
+        "name": config.peer_name,
+        "connection-state": status.state.name(),
+        "peer-role": status.peer_role.name(),
+        "transport": "tcp",
+        "tls": false,
+        "authenticated": !config.shared_secret.is_empty(),
+        "peer_devices": peers,
+    }));
+    if let Some((reason, help)) = connection_reason(status, names, connect_failure) {
+        map.insert("reason".to_owned(), json!(reason));
+        if let Some(help) = help {
+            map.insert("help".to_owned(), json!(help));
+        }
+    }
+    if let Some(Refusal::SplitBrain { .. }) = status.reason {
+        map.insert("split-brain".to_owned(), json!(true));
+    }
+    Value::Object(map)
+}
+
+/// Why the connection is not up: a refusal of the data, else what the last attempt met, else how
+/// the last link ended.
+fn connection_reason(
+    status: &ConnectionStatus,
+    names: Names<'_>,
+    connect_failure: Option<&str>,
+) -> Option<(String, Option<String>)> {
+    if let Some(refusal) = &status.reason {
+        let reason = of_refusal(refusal, names);
+        return Some((reason.reason, Some(reason.help)));
+    }
+    if status.state == crate::engine::ConnectionState::Connected {
+        return None;
+    }
+    if let Some(failure) = connect_failure {
+        return Some((failure.to_owned(), None));
+    }
+    let loss = status.last_loss.as_ref()?;
+    Some((of_loss(loss, names), None))
+}
+
+fn peer_device(config: &ServeConfig, snapshot: &Snapshot, status: &PeerDeviceStatus) -> Value {
+    let size = snapshot
+        .engine
+        .devices
+        .iter()
+        .find(|device| device.volume == status.volume)
+        .map_or(0, |device| device.size);
+    let mut map = object(json!({
+        "volume": status.volume.0,
+        "replication-state": status.replication.name(),
+        "peer-disk-state": status.peer_disk.name(),
+        "resync-suspended": "no",
+        "received": kib(status.received),
+        "sent": kib(status.sent),
+        "out-of-sync": status.out_of_sync.div_ceil(1024),
+        "pending": status.pending,
+        "unacked": status.unacked,
+        "percent-in-sync": percent(size.saturating_sub(status.out_of_sync), size),
+    }));
+    if status.sync_total > 0 {
+        let seconds = position(config, status.volume.0)
+            .and_then(|index| snapshot.volumes.get(index))
+            .map_or(0.0, |facts| facts.sync_seconds);
+        sync_progress(&mut map, status, seconds);
+    }
+    Value::Object(map)
+}
+
+fn sync_progress(map: &mut Map<String, Value>, status: &PeerDeviceStatus, seconds: f64) {
+    let done = percent(status.sync_done, status.sync_total);
+    map.insert("done".to_owned(), json!(done));
+    let rate = (status.sync_done as f64 / seconds.max(0.001)) as u64;
+    map.insert("rate-kib-s".to_owned(), json!(kib(rate)));
+    let left = status.sync_total.saturating_sub(status.sync_done);
+    if let Some(seconds) = left.checked_div(rate) {
+        map.insert("eta-s".to_owned(), json!(seconds));
+    }
+}
+
+/// Percent with two decimals; an empty whole is complete.
+fn percent(part: u64, whole: u64) -> f64 {
+    if whole == 0 {
+        return 100.0;
+    }
+    (part as f64 / whole as f64 * 10_000.0).floor() / 100.0
+}
+
+fn object(value: Value) -> Map<String, Value> {
+    match value {
+        Value::Object(map) => map,
+        _ => Map::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::protocol::ServeVolume;
+    use crate::engine::{
+        ConnectionState, DiskState, Generation, LinkLoss, NodeId, ReplicationState, Role, Term,
+        VolumeId,
+    };
+
+    fn config() -> ServeConfig {
+        ServeConfig {
+            resource: "r0".to_owned(),
+            node: 0,
+            peer: 1,
+            peer_name: "beta".to_owned(),
+            protocol: 'C',
+            address: "127.0.0.1:7789".to_owned(),
+            peer_address: "127.0.0.1:7790".to_owned(),
+            shared_secret: String::new(),
+            ping_interval: 10_000,
+            ping_timeout: 500,
+            timeout: 6_000,
+            ko_count: 7,
+            connect_interval: 10_000,
+            al_extents: 1237,
+            volumes: vec![ServeVolume {
+                volume: 4,
+                front: FrontEnd::Ublk { minor: 9 },
+                internal_meta: true,
+                cookie: 0,
+            }],
+        }
+    }
+
+    fn snapshot() -> Snapshot {
+        Snapshot {
+            engine: ResourceStatus {
+                role: Role::Primary,
+                term: Term::ZERO,
+                devices: vec![DeviceStatus {
+                    volume: VolumeId(4),
+                    disk: DiskState::UpToDate,
+                    size: 1 << 20,
+                    read: 4096,
+                    written: 8192,
+                    al_writes: 3,
+                    bm_writes: 0,
+                    upper_pending: 1,
+                    lower_pending: 0,
+                    current: 0xab,
+                    base: 0,
+                    history: vec![1],
+                }],
+                connection: ConnectionStatus {
+                    peer: NodeId(1),
+                    state: ConnectionState::Connected,
+                    peer_role: Role::Secondary,
+                    reason: None,
+                    last_loss: None,
+                    peer_devices: vec![PeerDeviceStatus {
+                        volume: VolumeId(4),
+                        replication: ReplicationState::SyncSource,
+                        peer_disk: DiskState::Inconsistent,
+                        received: 0,
+                        sent: 2048,
+                        out_of_sync: 1 << 19,
+                        pending: 0,
+                        unacked: 0,
+                        sync_done: 1 << 18,
+                        sync_total: 3 << 18,
+                    }],
+                },
+            },
+            volumes: vec![VolumeFacts {
+                serving: true,
+                sync_seconds: 2.0,
+                ..VolumeFacts::default()
+            }],
+        }
+    }
+
+    #[test]
+    fn every_key_that_administrators_know_is_there() {
+        let status = render(&config(), &snapshot(), None);
+        for key in [
+            "name",
+            "node-id",
+            "role",
+            "suspended",
+            "write-ordering",
+            "term",
+        ] {
+            assert!(status.get(key).is_some(), "{key}");
+        }
+        let device = &status["devices"][0];
+        for key in [
+            "volume",
+            "disk-state",
+            "al-writes",
+            "bm-writes",
+            "upper-pending",
+            "open",
+        ] {
+            assert!(device.get(key).is_some(), "{key}");
+        }
+        assert_eq!(device["minor"], 9);
+        assert_eq!(device["path"], "/dev/ublkb9");
+        assert_eq!(
+            (&device["size"], &device["written"]),
+            (&json!(1024), &json!(8))
+        );
+        assert_eq!(device["latency_us"]["peer"]["p99"], 0);
+        let peer = &status["connections"][0]["peer_devices"][0];
+        assert_eq!(peer["replication-state"], "SyncSource");
+        assert_eq!(peer["out-of-sync"], 512);
+        assert_eq!(peer["percent-in-sync"], 50.0);
+        assert_eq!(peer["done"], 33.33);
+        assert_eq!(peer["rate-kib-s"], 128);
+        assert_eq!(peer["eta-s"], 4);
+        assert!(status["connections"][0].get("reason").is_none());
+    }
+
+    #[test]
+    fn the_most_telling_reason_is_shown() {
+        let mut snapshot = snapshot();
+        let link = &mut snapshot.engine.connection;
+        link.state = ConnectionState::Connecting;
+        link.last_loss = Some(LinkLoss::PingTimeout);
+        let reason = |snapshot: &Snapshot, failure| {
+            let status = render(&config(), snapshot, failure);
+            status["connections"][0]["reason"]
+                .as_str()
+                .unwrap_or("")
+                .to_owned()
+        };
+        assert!(reason(&snapshot, None).contains("silent"));
+        assert_eq!(reason(&snapshot, Some("no route")), "no route");
+        snapshot.engine.connection.reason = Some(Refusal::SplitBrain {
+            volume: VolumeId(4),
+            mine: vec![Generation(1)],
+            theirs: vec![Generation(2)],
+        });
+        assert!(reason(&snapshot, Some("no route")).contains("split brain"));
+    }
+}

@@ -1,0 +1,186 @@
+//! `create-md`: writes fresh metadata, or refuses and says what is in the way.
+//!
+//! A mounted or held disk is always refused. A known signature on it is refused unless forced.
+//! Nothing is written before every check has passed, and what was written is read back.
+
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+use serde::Serialize;
+use thiserror::Error;
+
+use super::device::{Disk, OpenError};
+use super::layout::{Layout, LayoutError, Placement};
+use super::metadata::Metadata;
+use super::probe::{self, Signature, User};
+use super::recover::{Medium, RecoverError, recover};
+use crate::engine::NodeId;
+
+/// What to create.
+#[derive(Clone, Debug)]
+pub struct CreateOptions {
+    pub data: PathBuf,
+    /// A metadata device of its own; `None` keeps the metadata at the end of `data`.
+    pub meta: Option<PathBuf>,
+    pub node: NodeId,
+    /// Bitmap slots, 1 to 15.
+    pub max_peers: u8,
+    /// Overwrite what is known to be on the disk. Mounts and holders stay in the way.
+    pub force: bool,
+}
+
+/// What was created.
+#[derive(Clone, Debug, Serialize)]
+pub struct CreateReport {
+    /// Bytes of the data device that hold data.
+    pub usable: u64,
+    /// Bytes of the data device.
+    pub device: u64,
+    /// Bytes of metadata, and where they begin on the metadata device.
+    pub metadata_bytes: u64,
+    pub metadata_offset: u64,
+    pub max_peers: u8,
+    /// Signatures that were overwritten or ignored because of `force`.
+    pub forced: Vec<Signature>,
+}
+
+/// Why no metadata was created. The disk is unchanged, except after [`CreateError::Write`] and
+/// [`CreateError::Verify`].
+#[derive(Debug, Error)]
+pub enum CreateError {
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error(
+        "{path} is in use: {}; unmount it or take it out of use first (this cannot be forced)",
+        probe::list(users)
+    )]
+    InUse { path: PathBuf, users: Vec<User> },
+    #[error("{path}: {source}")]
+    Layout { path: PathBuf, source: LayoutError },
+    #[error(
+        "{path} carries {}; if nobody needs that any more, clear it with \"wipefs -a {path}\" or \
+         repeat with --force. A file system that shall be kept must first be made smaller than \
+         {usable} bytes, or the metadata be put on a disk of its own.",
+        found(signatures)
+    )]
+    Signature {
+        path: PathBuf,
+        signatures: Vec<Signature>,
+        usable: u64,
+    },
+    #[error("{path} cannot be read: {errno}")]
+    Read { path: PathBuf, errno: Errno },
+    #[error("{path} cannot be written: {errno}; it holds no usable metadata now")]
+    Write { path: PathBuf, errno: Errno },
+    #[error("{path}: the metadata does not read back: {source}")]
+    Unverified { path: PathBuf, source: RecoverError },
+    #[error("{path}: the metadata reads back damaged; the disk is not reliable")]
+    Verify { path: PathBuf },
+    #[error("no random numbers from the operating system: {0}")]
+    Random(getrandom::Error),
+}
+
+fn found(signatures: &[Signature]) -> String {
+    let names: Vec<String> = signatures.iter().map(Signature::to_string).collect();
+    names.join(", ")
+}
+
+/// Checks everything, then writes the metadata, flushes it and reads it back.
+pub fn create_md(options: &CreateOptions) -> Result<CreateReport, CreateError> {
+    let mut data = open(&options.data)?;
+    let mut meta = options.meta.as_deref().map(open).transpose()?;
+    let placement = match &meta {
+        None => Placement::Internal {
+            device_bytes: data.traits().bytes,
+        },
+        Some(meta) => Placement::External {
+            data_bytes: data.traits().bytes,
+            meta_bytes: meta.traits().bytes,
+        },
+    };
+    let medium = Medium {
+        placement,
+        logical_block: data.traits().logical_block,
+        volatile_cache: data.traits().volatile_cache,
+    };
+    let path = options.meta.as_ref().unwrap_or(&options.data);
+    let layout = Layout::new(placement, options.max_peers, medium.logical_block);
+    let layout = layout.map_err(|source| CreateError::Layout {
+        path: path.clone(),
+        source,
+    })?;
+    let mut forced = check(&mut data, options.force, &layout)?;
+    if let Some(meta) = &mut meta {
+        forced.extend(check(meta, options.force, &layout)?);
+    }
+    let id = getrandom::u64().map_err(CreateError::Random)?;
+    let target = meta.as_mut().unwrap_or(&mut data);
+    write(target, layout, id, options.node)?;
+    verify(target, &medium)?;
+    let range = layout.metadata_range();
+    Ok(CreateReport {
+        usable: layout.usable(),
+        device: placement.data_bytes(),
+        metadata_bytes: range.end - range.start,
+        metadata_offset: range.start,
+        max_peers: options.max_peers,
+        forced,
+    })
+}
+
+/// Opens a disk that nobody uses.
+fn open(path: impl AsRef<Path>) -> Result<Disk, CreateError> {
+    let path = path.as_ref();
+    let in_use = |users| CreateError::InUse {
+        path: path.to_path_buf(),
+        users,
+    };
+    let disk = match Disk::open(path) {
+        Err(OpenError::Busy { users, .. }) => return Err(in_use(users)),
+        other => other?,
+    };
+    // The exclusive open finds mounts already, except those of other mount namespaces' partitions
+    // and file systems that claim their device under another number.
+    match probe::users(path) {
+        users if users.is_empty() => Ok(disk),
+        users => Err(in_use(users)),
+    }
+}
+
+fn check(disk: &mut Disk, force: bool, layout: &Layout) -> Result<Vec<Signature>, CreateError> {
+    let path = disk.path().to_path_buf();
+    let bytes = disk.traits().bytes;
+    let signatures = probe::signatures(disk, bytes).map_err(|errno| CreateError::Read {
+        path: path.clone(),
+        errno: Errno::from_raw_os_error(errno),
+    })?;
+    if signatures.is_empty() || force {
+        return Ok(signatures);
+    }
+    Err(CreateError::Signature {
+        path,
+        signatures,
+        usable: layout.usable(),
+    })
+}
+
+fn write(disk: &mut Disk, layout: Layout, id: u64, node: NodeId) -> Result<(), CreateError> {
+    let (_, format) = Metadata::create(layout, id, node);
+    let done = disk.execute(&format.wipe);
+    let done = done.and_then(|()| disk.zero(format.zero));
+    let done = done.and_then(|()| disk.flush());
+    let done = done.and_then(|()| disk.execute(&format.write));
+    done.map_err(|errno| CreateError::Write {
+        path: disk.path().to_path_buf(),
+        errno,
+    })
+}
+
+fn verify(disk: &mut Disk, medium: &Medium) -> Result<(), CreateError> {
+    let path = disk.path().to_path_buf();
+    match recover(disk, medium) {
+        Err(source) => Err(CreateError::Unverified { path, source }),
+        Ok(found) if found.damage == Default::default() && found.image.log.is_empty() => Ok(()),
+        Ok(_) => Err(CreateError::Verify { path }),
+    }
+}

@@ -1,0 +1,155 @@
+//! One node under test: the real binary with a run directory of its own.
+
+// Every test binary compiles this module and uses its part of it.
+#![allow(dead_code)]
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long anything may take before a test fails: generous, for a loaded machine.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Exit code and texts of a command.
+#[derive(Debug)]
+pub struct Ran {
+    pub code: i32,
+    pub out: String,
+    pub err: String,
+}
+
+impl From<Output> for Ran {
+    fn from(output: Output) -> Ran {
+        Ran {
+            code: output.status.code().unwrap_or(-1),
+            out: String::from_utf8_lossy(&output.stdout).into_owned(),
+            err: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+}
+
+impl Ran {
+    /// The text, after checking that the command succeeded.
+    pub fn ok(self) -> String {
+        assert_eq!(self.code, 0, "{self:?}");
+        self.out
+    }
+
+    /// Checks that the command failed with `code`, a reason and a next step.
+    pub fn failed(self, code: i32, reason: &str) -> Ran {
+        assert_eq!(self.code, code, "{self:?}");
+        assert!(self.err.starts_with("error: "), "{self:?}");
+        assert!(self.err.contains("\nhelp: "), "{self:?}");
+        assert!(self.err.contains(reason), "{reason} is not in {self:?}");
+        self
+    }
+}
+
+/// A node: its directories and, while it runs, its agent.
+pub struct Node {
+    pub name: String,
+    pub run_dir: PathBuf,
+    pub config: PathBuf,
+    agent: Option<Child>,
+}
+
+impl Node {
+    /// A node with its run directory below `dir`.
+    pub fn new(dir: &Path, name: &str, config: &Path) -> Node {
+        Node {
+            name: name.to_owned(),
+            run_dir: dir.join(name),
+            config: config.to_owned(),
+            agent: None,
+        }
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lockstep"));
+        command
+            .args(["--node", &self.name, "--config"])
+            .arg(&self.config)
+            .arg("--run-dir")
+            .arg(&self.run_dir)
+            .args(words);
+        command
+    }
+
+    /// Runs a verb to its end.
+    pub fn run(&self, words: &[&str]) -> Ran {
+        self.command(words).output().expect("starts").into()
+    }
+
+    /// Starts the agent and waits until it answers.
+    pub fn start_agent(&mut self) {
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.run_dir.with_extension("log"))
+            .expect("log");
+        let mut command = self.command(&["agent"]);
+        self.agent = Some(command.stderr(Stdio::from(log)).spawn().expect("starts"));
+        wait_until("the agent answers", || self.run(&["status"]).code == 0);
+    }
+
+    /// Sends a signal to the agent and waits for its end.
+    pub fn end_agent(&mut self, signal: &str) -> ExitStatus {
+        let mut agent = self.agent.take().expect("runs");
+        send_signal(agent.id(), signal);
+        agent.wait().expect("ends")
+    }
+
+    /// Process id of the data plane of `resource`.
+    pub fn plane(&self, resource: &str) -> Option<u32> {
+        let path = self.run_dir.join(format!("{resource}.pid"));
+        let text = std::fs::read_to_string(path).ok()?;
+        text.trim().parse().ok()
+    }
+
+    /// The agent's log, for messages of failed tests.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.run_dir.with_extension("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- log of {}:\n{}", self.name, self.log());
+        }
+        if let Some(mut agent) = self.agent.take() {
+            let _ = agent.kill();
+            let _ = agent.wait();
+        }
+        for entry in std::fs::read_dir(&self.run_dir)
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let path = entry.path();
+            if path.extension().is_some_and(|e| e == "pid")
+                && let Ok(text) = std::fs::read_to_string(&path)
+                && let Ok(pid) = text.trim().parse()
+            {
+                send_signal(pid, "KILL");
+            }
+        }
+    }
+}
+
+/// Sends a signal to a process that may have ended.
+pub fn send_signal(pid: u32, signal: &str) {
+    let _ = Command::new("kill")
+        .args([&format!("-{signal}"), &pid.to_string()])
+        .stderr(Stdio::null())
+        .status();
+}
+
+/// Polls until `reached`, or fails the test.
+pub fn wait_until(what: &str, mut reached: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !reached() {
+        assert!(begin.elapsed() < PATIENCE, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
