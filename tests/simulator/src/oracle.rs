@@ -485,7 +485,7 @@ impl Oracle {
         other_serves: bool,
     ) {
         self.tick();
-        if forced && (other_serves || self.authority != node) {
+        if forced && (other_serves || self.authority != node || !self.writes.is_empty()) {
             self.ambiguous = true;
         }
         let before = self.authority;
