@@ -112,7 +112,7 @@ fn roles_change_hands_in_order() {
 fn every_protocol_replicates() {
     for protocol in ["A", "B", "C"] {
         let pair = Pair::in_sync(Plan {
-            net: format!("protocol {protocol}; connect-int 1;"),
+            net: format!("protocol {protocol}; timeout 9; connect-int 1;"),
             size: 32 * MIB,
             ..Plan::default()
         });

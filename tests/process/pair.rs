@@ -35,7 +35,7 @@ impl Default for Plan {
     fn default() -> Plan {
         Plan {
             size: 64 << 20,
-            net: "connect-int 1;".to_owned(),
+            net: "timeout 9; connect-int 1;".to_owned(),
             addresses: None,
             namespaces: None,
             disks: BTreeMap::new(),
