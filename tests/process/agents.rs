@@ -125,7 +125,12 @@ fn sigterm_under_load_ends_everything() {
     let history = load.finish();
     assert_eq!(ended.code(), Some(0), "{}", pair.alpha.log());
     assert!(pair.alpha.processes().is_empty());
-    // The peer has every write, and knows it: no force is needed after an orderly end.
+    // Nothing tells the peer that it is the only one to go on, until the other one is back.
+    pair.beta
+        .run(&["primary", "r0"])
+        .failed(3, "alpha is not reachable");
+    pair.alpha.start_agent();
+    connected(&pair.beta);
     pair.beta.run(&["primary", "r0"]).ok();
     history.verify(&mut pair.nbd("beta"));
 }

@@ -136,6 +136,17 @@ fn is_detached(now: &Value) -> bool {
     disk_state(now) == "Diskless" && !reason.is_empty()
 }
 
+/// Gives alpha, which is primary, its disk back: it is taken as secondary only.
+fn take_back(pair: &Pair) {
+    pair.alpha
+        .run(&["attach", "r0"])
+        .failed(3, "not while this node is primary");
+    pair.alpha.run(&["secondary", "r0"]).ok();
+    pair.alpha.run(&["attach", "r0"]).ok();
+    synced(&pair.alpha);
+    pair.alpha.run(&["primary", "r0"]).ok();
+}
+
 /// Writes 16 MiB at `base` and reads them back; no request may fail.
 fn use_device(pair: &Pair, base: u64) {
     let mut nbd = pair.nbd("alpha");
@@ -166,8 +177,7 @@ fn a_primary_whose_disk_is_full_goes_on_with_its_peer() {
         disk_state(now) == "UpToDate"
     });
     fs.clear();
-    pair.alpha.run(&["attach", "r0"]).ok();
-    synced(&pair.alpha);
+    take_back(&pair);
     use_device(&pair, 24 * MIB);
     pair.assert_identical();
 }
@@ -209,6 +219,7 @@ fn a_disk_that_shrinks_is_detached_and_not_taken_back_without_metadata() {
     assert!(found == noise(65536, 16 * MIB + 1), "wrong data");
     wait_status(&pair.alpha, "detached with a reason", SOON, is_detached);
     use_device(&pair, 32 * MIB);
+    pair.alpha.run(&["secondary", "r0"]).ok();
     // Neither the stump nor the file at its old size is a copy.
     let stump = pair.alpha.run(&["attach", "r0"]);
     assert!(stump.code == 1 || stump.code == 3, "{stump:?}");
@@ -232,20 +243,26 @@ fn both_disks_gone_is_an_io_error_and_no_crash() {
         .write(0, &[2; 4096])
         .expect("one copy is enough");
     // The last copy is not given up by an order while it is in use.
-    let detached = pair.alpha.run(&["detach", "r0"]);
-    if detached.code == 0 {
-        assert!(
-            pair.nbd("alpha").read(0, 4096).is_err(),
-            "nobody has the data"
-        );
-    } else {
-        detached.failed(3, "");
-        assert_eq!(pair.nbd("alpha").read(0, 4096).expect("reads"), [2; 4096]);
-    }
+    pair.alpha.run(&["detach", "r0"]).failed(3, "not UpToDate");
+    // A fault does not ask.
+    let disk = File::options()
+        .write(true)
+        .open(pair.disk("alpha"))
+        .expect("opens");
+    let kept = std::fs::read(pair.disk("alpha")).expect("reads");
+    disk.set_len(0).expect("truncates");
+    assert!(pair.nbd("alpha").read(0, 4096).is_err(), "nobody has it");
+    assert!(
+        pair.nbd("alpha").write(0, &[3; 4096]).is_err(),
+        "nobody takes it"
+    );
     assert_eq!(pair.alpha.plane("r0"), plane, "no crash");
+    disk.write_all_at(&kept, 0).expect("mends");
+    pair.alpha.run(&["secondary", "r0"]).ok();
     pair.alpha.run(&["attach", "r0"]).ok();
     pair.beta.run(&["attach", "r0"]).ok();
     synced(&pair.alpha);
+    pair.alpha.run(&["primary", "r0"]).ok();
     assert_eq!(pair.nbd("alpha").read(0, 4096).expect("reads"), [2; 4096]);
     pair.assert_identical();
 }
@@ -256,6 +273,7 @@ fn a_disk_in_use_is_refused() {
     pair.alpha
         .run(&["create-md", "r0", "--force"])
         .failed(3, "alpha.img");
+    pair.alpha.run(&["secondary", "r0"]).ok();
     pair.alpha.run(&["detach", "r0"]).ok();
     let image: &Path = &pair.disk("alpha");
     let before = File::open(image).expect("opens");
