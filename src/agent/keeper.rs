@@ -661,10 +661,8 @@ impl Keeper {
         if self.running.is_some() {
             // From here on nothing is in use: what does not end in order is ended by force.
             self.wish.up = false;
-            let _ = self.command(&ServeRequest::Disconnect).await;
-            for volume in self.plan.volumes() {
-                let _ = self.detach(volume).await;
-            }
+            // The data plane leaves the peer and its disks by itself, and with both still there it
+            // records who may start alone and stores what differs.
             let _ = self.command(&ServeRequest::Shutdown).await;
             self.wait_for_end().await;
         }

@@ -3,8 +3,10 @@
 use std::time::{Duration, Instant};
 
 use crate::load::Load;
-use crate::node::{send_signal, wait_until};
-use crate::pair::{Pair, Plan, connected, role, status, synced, wait_replaced};
+use crate::node::{PATIENCE, send_signal, wait_until};
+use crate::pair::{
+    Pair, Plan, amount, connected, disk_state, role, status, synced, wait_replaced, wait_status,
+};
 
 const MIB: u64 = 1 << 20;
 
@@ -117,6 +119,50 @@ fn sigterm_ends_an_agent_whose_peer_is_stopped() {
 }
 
 #[test]
+fn after_an_orderly_end_the_last_to_leave_starts_alone() {
+    let mut pair = Pair::in_sync(Plan::default());
+    pair.nbd("alpha").write(0, &[9; 4096]).expect("writes");
+    assert_eq!(pair.alpha.end_agent("TERM").code(), Some(0));
+    assert_eq!(pair.beta.end_agent("TERM").code(), Some(0));
+    pair.alpha.start_agent();
+    wait_status(&pair.alpha, "outdated", PATIENCE, |now| {
+        disk_state(now) == "Outdated"
+    });
+    pair.alpha.run(&["primary", "r0"]).failed(3, "Outdated");
+    pair.alpha.end_agent("TERM");
+    pair.beta.start_agent();
+    wait_status(&pair.beta, "attached", PATIENCE, |now| {
+        disk_state(now) == "Consistent" || disk_state(now) == "UpToDate"
+    });
+    pair.beta.run(&["primary", "r0"]).ok();
+    pair.nbd("beta").write(4096, &[8; 4096]).expect("writes");
+    pair.alpha.start_agent();
+    connected(&pair.beta);
+    synced(&pair.beta);
+    assert!(amount(&pair.beta, "sent") < 8 * 1024);
+    pair.assert_identical();
+}
+
+#[test]
+fn nodes_that_leave_at_the_same_time_are_equal_when_they_are_back() {
+    let mut pair = Pair::in_sync(Plan::default());
+    pair.nbd("alpha").write(0, &[9; 4096]).expect("writes");
+    pair.alpha.run(&["secondary", "r0"]).ok();
+    std::thread::scope(|scope| {
+        for node in [&mut pair.alpha, &mut pair.beta] {
+            scope.spawn(|| assert_eq!(node.end_agent("TERM").code(), Some(0)));
+        }
+    });
+    pair.alpha.start_agent();
+    pair.beta.start_agent();
+    connected(&pair.alpha);
+    synced(&pair.alpha);
+    assert_eq!(amount(&pair.alpha, "sent") + amount(&pair.beta, "sent"), 0);
+    pair.beta.run(&["primary", "r0"]).ok();
+    pair.assert_identical();
+}
+
+#[test]
 fn sigterm_under_load_ends_everything() {
     let mut pair = Pair::in_sync(Plan::default());
     let load = Load::start(&pair.socket("alpha"), 32 * MIB, 8);
@@ -125,12 +171,7 @@ fn sigterm_under_load_ends_everything() {
     let history = load.finish();
     assert_eq!(ended.code(), Some(0), "{}", pair.alpha.log());
     assert!(pair.alpha.processes().is_empty());
-    // Nothing tells the peer that it is the only one to go on, until the other one is back.
-    pair.beta
-        .run(&["primary", "r0"])
-        .failed(3, "alpha is not reachable");
-    pair.alpha.start_agent();
-    connected(&pair.beta);
+    // The peer has every write, and both have it on record: no force is needed.
     pair.beta.run(&["primary", "r0"]).ok();
     history.verify(&mut pair.nbd("beta"));
 }

@@ -13,7 +13,9 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::node::Ran;
-use crate::pair::{Pair, Plan, connected, disk_state, noise, synced, text, tool, wait_status};
+use crate::pair::{
+    Pair, Plan, amount, connected, disk_state, noise, synced, text, tool, wait_status,
+};
 
 const MIB: u64 = 1 << 20;
 const SOON: Duration = Duration::from_secs(30);
@@ -177,7 +179,13 @@ fn a_primary_whose_disk_is_full_goes_on_with_its_peer() {
         disk_state(now) == "UpToDate"
     });
     fs.clear();
+    let before = amount(&pair.beta, "sent");
     take_back(&pair);
+    let sent = amount(&pair.beta, "sent") - before;
+    assert!(
+        sent >= 8 * 1024 && sent < 40 * 1024,
+        "{sent} KiB to catch up"
+    );
     use_device(&pair, 24 * MIB);
     pair.assert_identical();
 }
@@ -202,6 +210,26 @@ fn a_secondary_whose_disk_is_full_does_not_hold_the_primary() {
     connected(&pair.alpha);
     synced(&pair.alpha);
     pair.assert_identical();
+}
+
+#[test]
+fn a_disk_that_was_away_gets_what_it_missed() {
+    let pair = Pair::in_sync(Plan::default());
+    use_device(&pair, 8 * MIB);
+    for _ in 0..2 {
+        pair.beta.run(&["detach", "r0"]).ok();
+        let missed = noise(MIB as usize, 77);
+        pair.nbd("alpha").write(40 * MIB, &missed).expect("writes");
+        let before = amount(&pair.alpha, "sent");
+        pair.beta.run(&["attach", "r0"]).ok();
+        synced(&pair.alpha);
+        let sent = amount(&pair.alpha, "sent") - before;
+        assert!(
+            (1024..8 * 1024).contains(&sent),
+            "{sent} KiB to catch up with 1 MiB"
+        );
+        pair.assert_identical();
+    }
 }
 
 #[test]

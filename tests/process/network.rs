@@ -236,25 +236,38 @@ fn an_isolated_secondary_stays_refused_after_restarts() {
 
 #[test]
 fn a_node_that_knows_its_peer_to_be_outdated_is_promoted_alone() {
-    let cable = Cable::new();
-    let pair = Pair::in_sync(cable.plan());
-    // Beta leaves in order: it is outdated, and alpha's superblock says so.
-    pair.beta.run(&["disconnect", "r0"]).ok();
-    cut_off(&pair);
-    pair.nbd("alpha").write(0, &[1; 4096]).expect("writes");
-    pair.alpha.run(&["secondary", "r0"]).ok();
-    cable.cut();
-    assert_eq!(disk_state(&status(&pair.beta)), "Outdated");
-    for _ in 0..2 {
-        pair.beta.run(&["primary", "r0"]).failed(3, "Outdated");
+    // Whoever leaves in order, primary or secondary: the secondary is outdated from then on, and
+    // the primary's superblock says so.
+    for leaver in ["alpha", "beta"] {
+        let cable = Cable::new();
+        let mut pair = Pair::in_sync(cable.plan());
+        pair.node(leaver).run(&["disconnect", "r0"]).ok();
+        cut_off(&pair);
+        pair.nbd("alpha").write(0, &[1; 4096]).expect("writes");
+        pair.alpha.run(&["secondary", "r0"]).ok();
+        cable.cut();
+        assert_eq!(disk_state(&status(&pair.beta)), "Outdated", "{leaver}");
+        for _ in 0..2 {
+            pair.beta.run(&["primary", "r0"]).failed(3, "Outdated");
+        }
+        pair.alpha.run(&["primary", "r0"]).ok();
+        pair.nbd("alpha").write(4096, &[2; 4096]).expect("writes");
+        // The record outlives the processes.
+        pair.alpha.run(&["secondary", "r0"]).ok();
+        pair.alpha.crash();
+        pair.alpha.start_agent();
+        wait_status(&pair.alpha, "attached", SOON, |now| {
+            !["", "Diskless"].contains(&disk_state(now))
+        });
+        pair.alpha.run(&["primary", "r0"]).ok();
+        cable.mend();
+        for node in [&pair.alpha, &pair.beta] {
+            node.run(&["connect", "r0"]).ok();
+        }
+        connected(&pair.alpha);
+        synced(&pair.alpha);
+        pair.assert_identical();
     }
-    pair.alpha.run(&["primary", "r0"]).ok();
-    pair.nbd("alpha").write(4096, &[2; 4096]).expect("writes");
-    cable.mend();
-    pair.beta.run(&["connect", "r0"]).ok();
-    connected(&pair.alpha);
-    synced(&pair.alpha);
-    pair.assert_identical();
 }
 
 #[test]
