@@ -25,7 +25,6 @@ fn configuration(dir: &Path) -> String {
     device nbd+unix:///r0?socket={dir}/nbd.sock;
     disk {dir}/alpha.img;
     meta-disk internal;
-    startup {{ }}
     on alpha {{ address 127.0.0.1:17789; node-id 0; }}
     on beta {{ address 127.0.0.2:17789; node-id 1; disk {dir}/beta.img; }}
 }}
@@ -117,4 +116,143 @@ fn the_control_socket_survives_nonsense() {
     halves.write_all(b"{\"verb\":").expect("writes");
     drop(halves);
     alpha.run(&["status"]).ok();
+}
+
+#[test]
+fn configuration_errors_exit_10_with_place_and_suggestion() {
+    let (dir, alpha) = alpha();
+    let good = configuration(dir.path());
+    for (bad, place, hint) in [
+        (
+            good.replace("disk ", "dsik "),
+            ":3:5",
+            "did you mean `disk`?",
+        ),
+        (good.replace("node-id 0", "node-id x"), ":5:", "help: "),
+        (
+            good.trim_end().trim_end_matches('}').to_owned(),
+            ":1:",
+            "help: ",
+        ),
+        (
+            good.replace("127.0.0.2:17789", "127.0.0.2"),
+            ":6:",
+            "help: ",
+        ),
+    ] {
+        std::fs::write(&alpha.config, &bad).expect("writes");
+        for verb in [&["check"][..], &["dump"], &["create-md", "r0"], &["agent"]] {
+            let ran = alpha.run(verb).failed(10, place);
+            assert!(ran.err.contains(hint), "{hint} is not in {ran:?}");
+            assert!(ran.err.contains(" | "), "no marked line in {ran:?}");
+        }
+    }
+    assert!(!alpha.run_dir.exists(), "nothing is written");
+    std::fs::remove_file(&alpha.config).expect("removes");
+    alpha.run(&["check"]).failed(10, "lockstep.conf");
+}
+
+#[test]
+fn a_host_that_is_not_in_the_configuration_is_told_which_are() {
+    let (dir, _alpha) = alpha();
+    let gamma = Node::new(dir.path(), "gamma", &dir.path().join("lockstep.conf"));
+    for verb in [&["agent"][..], &["create-md", "r0"]] {
+        let ran = gamma.run(verb).failed(10, "gamma");
+        assert!(ran.err.contains("alpha"), "{ran:?}");
+    }
+    // The file itself is sound, wherever it is looked at.
+    gamma.run(&["check"]).ok();
+}
+
+#[test]
+fn check_and_dump_say_what_counts() {
+    let (dir, alpha) = alpha();
+    let checked = alpha.run(&["check"]).ok();
+    assert!(checked.contains("unauthenticated"), "{checked}");
+    let text = alpha.run(&["dump"]).ok();
+    assert!(text.contains("protocol C;"), "{text}");
+    // What is printed is a configuration again, and says the same.
+    let again = dir.path().join("again.conf");
+    std::fs::write(&again, &text).expect("writes");
+    let copy = Node::new(dir.path(), "alpha", &again);
+    assert_eq!(copy.run(&["dump"]).ok(), text);
+    let json: serde_json::Value =
+        serde_json::from_str(&alpha.run(&["dump", "r0", "--json"]).ok()).expect("json");
+    assert_eq!(json["resources"][0]["name"], "r0");
+    alpha.run(&["dump", "r9"]).failed(2, "r9");
+}
+
+#[test]
+fn metadata_is_created_once_and_shown() {
+    let (dir, alpha) = alpha();
+    alpha.run(&["create-md", "r0"]).failed(1, "alpha.img");
+    let disk = dir.path().join("alpha.img");
+    std::fs::write(&disk, []).expect("creates");
+    alpha.run(&["create-md", "r0"]).failed(3, "at least");
+    let file = std::fs::File::options()
+        .write(true)
+        .open(&disk)
+        .expect("opens");
+    file.set_len(16 << 20).expect("size");
+    alpha
+        .run(&["dump-md", "r0"])
+        .failed(1, "no Lockstep metadata");
+    assert!(alpha.run(&["create-md", "r0"]).ok().contains("usable"));
+    let before = std::fs::read(&disk).expect("reads");
+    alpha.run(&["create-md", "r0"]).failed(3, "offset");
+    assert!(
+        before == std::fs::read(&disk).expect("reads"),
+        "nothing is written"
+    );
+    alpha.run(&["create-md", "r0/0", "--force"]).ok();
+    let shown = alpha.run(&["dump-md", "r0", "--json"]).ok();
+    let shown: serde_json::Value = serde_json::from_str(&shown).expect("json");
+    assert_eq!(shown[0]["contents"]["node_id"], 0);
+    alpha.run(&["create-md", "r0/7"]).failed(2, "no such");
+    alpha
+        .run(&["create-md", "r0", "--max-peers", "16"])
+        .failed(2, "16");
+}
+
+#[test]
+fn a_file_system_is_not_overwritten_without_force() {
+    let (dir, alpha) = alpha();
+    let disk = dir.path().join("alpha.img");
+    let mut image = vec![0; 16 << 20];
+    // The mark of an ext4 superblock.
+    image[0x438..0x43a].copy_from_slice(&[0x53, 0xef]);
+    std::fs::write(&disk, &image).expect("writes");
+    let ran = alpha.run(&["create-md", "r0"]).failed(3, "ext");
+    assert!(ran.err.contains("1080"), "the offset is named: {ran:?}");
+    assert!(
+        image == std::fs::read(&disk).expect("reads"),
+        "nothing is written"
+    );
+    alpha.run(&["create-md", "r0", "--force"]).ok();
+}
+
+#[test]
+fn keys_are_private_and_not_replaced_by_accident() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let (dir, alpha) = alpha();
+    let key = dir.path().join("cluster.key");
+    let cluster = format!("cluster {{ key-file {}; mode manual; }}\n", key.display());
+    let text = cluster + &configuration(dir.path());
+    std::fs::write(&alpha.config, text).expect("writes");
+    alpha.run(&["check"]).failed(10, "cluster.key");
+    alpha.run(&["keygen"]).ok();
+    let first = std::fs::read_to_string(&key).expect("reads");
+    assert_eq!(first.trim().len(), 64);
+    let mode = std::fs::metadata(&key).expect("stat").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let checked = alpha.run(&["check"]).ok();
+    assert!(!checked.contains("unauthenticated"), "{checked}");
+    alpha.run(&["keygen"]).failed(3, "exists");
+    assert_eq!(first, std::fs::read_to_string(&key).expect("reads"));
+    alpha.run(&["keygen", "--rotate"]).ok();
+    assert_ne!(first, std::fs::read_to_string(&key).expect("reads"));
+    let open = std::fs::Permissions::from_mode(0o640);
+    std::fs::set_permissions(&key, open).expect("chmod");
+    alpha.run(&["check"]).failed(10, "cluster.key");
 }

@@ -8,7 +8,7 @@
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -18,15 +18,17 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{error, info, warn};
 
-use super::channel::MAX_REPLY;
+use super::channel::{Channel, MAX_REPLY};
 use super::dirs::{Dirs, remove_if_there};
 use super::disks;
-use super::front;
+use super::front::{Fronts, term_of};
 use super::plan::Plan;
 use super::plane::{self, Plane};
-use super::protocol::{ErrorKind, ErrorReply, Reply, ServeRequest};
+use super::protocol::{ErrorKind, ErrorReply, Reply, ServeNotice, ServeRequest};
 use super::status::{Phase, Status};
 use super::view::ResourceView;
+use crate::engine::Term;
+use crate::target::ublk::DeviceRecord;
 
 /// How long a data plane may take to leave after a clean end before it is killed.
 const LEAVE: Duration = Duration::from_secs(10);
@@ -36,6 +38,8 @@ const DRAIN: Duration = Duration::from_secs(30);
 const DRAIN_ORDERED: Duration = Duration::from_secs(5);
 /// Between attempts to get the role back; the peer needs a moment to see the old link die.
 const REGAIN_EVERY: Duration = Duration::from_millis(200);
+/// How long it is tried: requests queued in a block device must not wait for ever.
+const REGAIN_LIMIT: Duration = Duration::from_secs(30);
 /// First and longest pause before a data plane that keeps dying is started again, and how long
 /// it must live for the pause to shrink back.
 const RESTART_FIRST: Duration = Duration::from_millis(200);
@@ -149,8 +153,29 @@ pub struct Keeper {
     table: Option<OwnedFd>,
     wish: Wish,
     backoff: Backoff,
-    /// Next attempt to become primary again.
-    regain: Option<Instant>,
+    /// Block devices of this incarnation.
+    fronts: Option<Fronts>,
+    /// The term under which this node was last primary.
+    reign: Option<Term>,
+    regain: Option<Regain>,
+}
+
+/// The way back to the role that a dead data plane had.
+#[derive(Clone, Debug)]
+struct Regain {
+    /// Next attempt, and the end of all attempts.
+    at: Instant,
+    until: Instant,
+}
+
+impl Regain {
+    fn begin() -> Regain {
+        let now = Instant::now();
+        Regain {
+            at: now,
+            until: now + REGAIN_LIMIT,
+        }
+    }
 }
 
 impl Keeper {
@@ -174,6 +199,8 @@ impl Keeper {
             table: None,
             wish: Wish::default(),
             backoff: Backoff::new(),
+            fronts: None,
+            reign: None,
             regain: None,
         };
         tokio_uring::spawn(keeper.run(up));
@@ -183,7 +210,8 @@ impl Keeper {
     async fn run(mut self, up: bool) {
         self.begin(up).await;
         loop {
-            let due = [self.backoff.at, self.regain].into_iter().flatten().min();
+            let regain = self.regain.as_ref().map(|regain| regain.at);
+            let due = [self.backoff.at, regain].into_iter().flatten().min();
             let input = match due {
                 None => self.inputs.recv().await,
                 Some(at) => match timeout_at(at, self.inputs.recv()).await {
@@ -238,18 +266,70 @@ impl Keeper {
                 "data plane taken over"
             );
             self.table = table;
+            self.find_fronts();
             self.watch_process(&plane, None);
             self.attend(plane);
             self.status.set_phase(Phase::Running);
             let view = self.status.view().await;
             self.wish = wish_of(&view);
-        } else if up {
+            self.reign = term_of(&view.term);
+        } else {
+            self.begin_anew(up).await;
+        }
+        self.status.changed();
+    }
+
+    /// There is no data plane. Its block devices may be there still.
+    async fn begin_anew(&mut self, up: bool) {
+        self.find_fronts();
+        let orphans = self.orphans().await;
+        if up {
             self.want_everything();
             if let Err(error) = self.bring_up(DRAIN).await {
                 error!(resource = self.name(), reason = error.reason, "not started");
             }
         }
-        self.status.changed();
+        let Some(orphan) = orphans.iter().max_by_key(|record| record.term()) else {
+            return;
+        };
+        // They may be served again if nobody has reigned since: the data plane knows its own
+        // superblock at once and the peer's term when it is connected.
+        self.reign = Some(orphan.term());
+        self.wish.primary = true;
+        if up {
+            self.regain = Some(Regain::begin());
+        } else {
+            self.abandon("the resource is not started by itself").await;
+        }
+    }
+
+    fn find_fronts(&mut self) {
+        match Fronts::new(&self.plan, &self.site.dirs.device_records()) {
+            Ok(fronts) => self.fronts = Some(fronts),
+            Err(error) => {
+                error!(
+                    resource = self.name(),
+                    reason = error.reason,
+                    "device records"
+                );
+                self.status.set_trouble(Some(error.reason));
+            }
+        }
+    }
+
+    /// Block devices that nobody serves.
+    async fn orphans(&self) -> Vec<DeviceRecord> {
+        let Some(fronts) = &self.fronts else {
+            return Vec::new();
+        };
+        fronts.orphans().await.unwrap_or_else(|error| {
+            error!(
+                resource = self.name(),
+                reason = error.reason,
+                "leftover devices"
+            );
+            Vec::new()
+        })
     }
 
     fn want_everything(&mut self) {
@@ -372,6 +452,12 @@ impl Keeper {
             })?;
             self.table = Some(table);
         }
+        self.find_fronts();
+        let mut config = self.plan.serve.clone();
+        if let Some(fronts) = &self.fronts {
+            fronts.enlist()?;
+            fronts.name_devices(&mut config);
+        }
         let Some(table) = &self.table else {
             return Ok(());
         };
@@ -385,7 +471,7 @@ impl Keeper {
         self.backoff.started();
         self.watch_process(&plane, Some(child));
         self.attend(plane);
-        let configure = ServeRequest::Configure(Box::new(self.plan.serve.clone()));
+        let configure = ServeRequest::Configure(Box::new(config));
         let told = self.command(&configure).await;
         if told.is_err()
             && let Some(running) = &self.running
@@ -421,20 +507,14 @@ impl Keeper {
     fn attend(&mut self, plane: Plane) {
         let status = Rc::clone(&self.status);
         let socket = plane.socket().to_owned();
-        let resource = self.plan.name().to_owned();
-        let records = self.site.dirs.device_records();
+        let fronts = self.fronts.clone();
         let events = tokio_uring::spawn(async move {
             loop {
-                let opened = super::channel::Channel::open_with(
-                    &socket,
-                    MAX_REPLY,
-                    &ServeRequest::Events,
-                    &[],
-                );
-                if let Ok(mut channel) = opened {
-                    status.changed();
+                let begin = ServeRequest::Events;
+                if let Ok(mut channel) = Channel::open_with(&socket, MAX_REPLY, &begin, &[]) {
+                    catch_up(fronts.as_ref(), &socket, &status).await;
                     while let Ok(Reply::Item(notice)) = channel.receive().await {
-                        front::on_notice(&resource, &socket, &records, &notice);
+                        on_notice(fronts.as_ref(), &socket, &status, notice);
                         status.changed();
                     }
                 }
@@ -489,10 +569,35 @@ impl Keeper {
         Ok(())
     }
 
+    /// Becomes primary. The devices are recorded before the data plane may add them.
+    async fn promote(&mut self, force: bool) -> Result<(), ErrorReply> {
+        let plane = self.running()?;
+        let term = term_of(&self.status.view().await.term).unwrap_or(Term::ZERO);
+        if let Some(fronts) = &self.fronts {
+            fronts.prepare(term).await?;
+        }
+        let promoted = plane.command(&ServeRequest::Primary { force }).await;
+        promoted?;
+        self.wish.primary = true;
+        self.reign = term_of(&self.status.view().await.term);
+        if let Some(fronts) = &self.fronts {
+            fronts.record(self.reign.unwrap_or(term)).await?;
+        }
+        self.status.set_trouble(None);
+        Ok(())
+    }
+
     async fn secondary(&mut self) -> Result<(), ErrorReply> {
         if self.running.is_some() {
-            front::release(&self.plan, &self.status.view().await).await?;
+            if let Some(fronts) = &self.fronts {
+                fronts.release().await?;
+            }
             self.command(&ServeRequest::Secondary).await?;
+            if let Some(fronts) = &self.fronts {
+                fronts.delete().await?;
+            }
+        } else if self.wish.primary {
+            self.abandon("made secondary before it was back").await;
         }
         self.wish.primary = false;
         self.regain = None;
@@ -503,8 +608,8 @@ impl Keeper {
     /// is in use.
     async fn down(&mut self) -> Result<(), ErrorReply> {
         self.backoff.at = None;
+        self.secondary().await?;
         if self.running.is_some() {
-            self.secondary().await?;
             // From here on nothing is in use: what does not end in order is ended by force.
             self.wish.up = false;
             let _ = self.command(&ServeRequest::Disconnect).await;
@@ -513,6 +618,9 @@ impl Keeper {
             }
             let _ = self.command(&ServeRequest::Shutdown).await;
             self.wait_for_end().await;
+        }
+        if let Some(fronts) = self.fronts.take() {
+            fronts.forget().await?;
         }
         self.wish = Wish::default();
         self.regain = None;
@@ -587,46 +695,100 @@ impl Keeper {
                 }
             }
             if self.wish.primary && self.running.is_some() {
-                self.regain = Some(now);
+                self.regain = Some(Regain::begin());
             }
         }
-        if self.regain.is_some_and(|at| at <= now) {
+        if self.regain.as_ref().is_some_and(|regain| regain.at <= now) {
             self.try_regain().await;
         }
         self.status.changed();
     }
 
-    /// One attempt to get back the role that the data plane had when it died.
+    /// One attempt to get back the role that the data plane had when it died. Only this node's
+    /// own last reign is taken up again: nothing may have been written elsewhere since.
     async fn try_regain(&mut self) {
-        self.regain = None;
+        let Some(mut regain) = self.regain.take() else {
+            return;
+        };
         if self.running.is_none() || !self.wish.primary {
             return;
         }
-        let request = ServeRequest::Primary { force: false };
-        match self.command(&request).await {
-            Ok(_) => {
-                info!(resource = self.name(), "primary again");
-                self.status.set_trouble(None);
-            }
-            Err(error) => {
-                let view = self.status.view().await;
-                if view.connections.iter().any(|c| c.peer_role == "Primary") {
-                    warn!(
-                        resource = self.name(),
-                        "the peer has become primary meanwhile"
-                    );
-                    self.wish.primary = false;
-                    self.status.set_trouble(Some(
-                        "not primary again after the data plane died: the peer is".to_owned(),
-                    ));
-                    return;
-                }
+        let view = self.status.view().await;
+        let newer = term_of(&view.term).is_some_and(|term| Some(term) > self.reign);
+        let peer_reigns = view.connections.iter().any(|c| c.peer_role == "Primary");
+        if newer || peer_reigns {
+            return self.abandon("another node has been primary since").await;
+        }
+        match self.promote(false).await {
+            Ok(()) => info!(resource = self.name(), "primary again"),
+            Err(error) if Instant::now() < regain.until => {
                 self.status
                     .set_trouble(Some(format!("not primary again yet: {}", error.reason)));
-                self.regain = Some(Instant::now() + REGAIN_EVERY);
+                regain.at = Instant::now() + REGAIN_EVERY;
+                self.regain = Some(regain);
             }
+            Err(error) => self.abandon(&error.reason).await,
         }
     }
+
+    /// The role is not taken up again: devices that wait for it are ended.
+    async fn abandon(&mut self, why: &str) {
+        warn!(resource = self.name(), why, "not primary again");
+        self.wish.primary = false;
+        let orphans = self.orphans().await;
+        let mut trouble = format!("not primary again after the data plane died: {why}");
+        if let Some(fronts) = &self.fronts {
+            match fronts.fail(orphans).await {
+                Ok(held) if held.is_empty() => {}
+                Ok(held) => trouble.push_str(&format!("; still open: {}", held.join(", "))),
+                Err(error) => trouble.push_str(&format!("; {}", error.reason)),
+            }
+        }
+        self.status.set_trouble(Some(trouble));
+    }
+}
+
+/// Confirms devices that appeared before the stream of notices began.
+async fn catch_up(fronts: Option<&Fronts>, socket: &Path, status: &Rc<Status>) {
+    status.changed();
+    let Some(fronts) = fronts else { return };
+    if fronts.volumes().is_empty() {
+        return;
+    }
+    let view = status.view().await;
+    for device in view.devices.iter().filter(|device| device.open) {
+        confirm(
+            fronts.clone(),
+            socket.to_owned(),
+            Rc::clone(status),
+            device.volume,
+        );
+    }
+}
+
+/// A data plane has told something.
+fn on_notice(fronts: Option<&Fronts>, socket: &Path, status: &Rc<Status>, notice: Value) {
+    match serde_json::from_value(notice) {
+        Ok(ServeNotice::DeviceStarted { volume, .. }) => {
+            if let Some(fronts) = fronts {
+                confirm(fronts.clone(), socket.to_owned(), Rc::clone(status), volume);
+            }
+        }
+        // Deleted by the order that stopped it.
+        Ok(ServeNotice::DeviceStopped { .. }) => {}
+        Ok(ServeNotice::Changed(what)) => info!(what),
+        Err(error) => warn!(%error, "notice not understood"),
+    }
+}
+
+/// Makes the queue settings beside whatever the keeper does: `primary` waits for them.
+fn confirm(fronts: Fronts, socket: PathBuf, status: Rc<Status>, volume: u16) {
+    tokio_uring::spawn(async move {
+        if let Err(error) = fronts.confirm(socket, volume).await {
+            error!(reason = error.reason, "queue settings");
+            status.set_disk_trouble(volume, Some(error.reason));
+        }
+    });
 }
 
 /// What a data plane found alive was last asked for.

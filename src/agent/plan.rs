@@ -39,3 +39,43 @@ impl Plan {
         self.disks.iter().map(|disk| disk.volume).collect()
     }
 }
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+    use crate::agent::protocol::{FrontEnd, ServeVolume};
+
+    /// A resource with one volume behind `front`.
+    pub fn plan(name: &str, front: FrontEnd) -> Plan {
+        Plan {
+            serve: ServeConfig {
+                resource: name.to_owned(),
+                node: 0,
+                peer: 1,
+                peer_name: "beta".to_owned(),
+                protocol: 'C',
+                address: "127.0.0.1:7789".to_owned(),
+                peer_address: "127.0.0.2:7789".to_owned(),
+                shared_secret: String::new(),
+                ping_interval: 10_000,
+                ping_timeout: 500,
+                timeout: 6_000,
+                ko_count: 7,
+                connect_interval: 10_000,
+                al_extents: 1237,
+                volumes: vec![ServeVolume {
+                    volume: 0,
+                    front,
+                    internal_meta: true,
+                    cookie: 0,
+                }],
+            },
+            disks: vec![DiskPlan {
+                volume: 0,
+                data: "/nonexistent".into(),
+                meta: None,
+            }],
+            auto: false,
+        }
+    }
+}

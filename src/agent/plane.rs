@@ -106,7 +106,15 @@ impl Plane {
         if !words.windows(2).any(|pair| pair == expected) {
             return None;
         }
-        plane.ask(&ServeRequest::Status, STATUS_ANSWER).await.ok()?;
+        if let Err(error) = plane.ask(&ServeRequest::Status, STATUS_ANSWER).await
+            && error.kind != ErrorKind::Timeout.name()
+        {
+            // It was never configured, or is ending: it holds nothing worth keeping. One that is
+            // stopped or hung holds its disks, and is kept.
+            plane.kill();
+            plane.ended(Some(STATUS_ANSWER)).await;
+            return None;
+        }
         let table = inherited_table(pid);
         Some((plane, table))
     }

@@ -53,6 +53,8 @@ pub struct Status {
     phase: RefCell<Phase>,
     trouble: RefCell<Option<String>>,
     disk_troubles: RefCell<BTreeMap<u16, String>>,
+    /// The role in the last answer of the data plane: it outlives the process.
+    last_role: RefCell<String>,
     /// The picture that the last event lines led to.
     published: RefCell<Option<ResourceView>>,
     changed: Notify,
@@ -68,6 +70,7 @@ impl Status {
             phase: RefCell::default(),
             trouble: RefCell::default(),
             disk_troubles: RefCell::default(),
+            last_role: RefCell::default(),
             published: RefCell::default(),
             changed: Notify::new(),
             gone: Cell::new(false),
@@ -113,10 +116,9 @@ impl Status {
         self.disk_troubles.borrow_mut().clear();
     }
 
-    /// The role in the last published picture.
+    /// The role in the last answer of a data plane.
     pub fn last_role(&self) -> String {
-        let published = self.published.borrow();
-        published.as_ref().map_or(String::new(), |v| v.role.clone())
+        self.last_role.borrow().clone()
     }
 
     /// Something may look different now: event lines follow.
@@ -141,7 +143,10 @@ impl Status {
         let phase = self.phase();
         let mut view = if phase == Phase::Running {
             match self.ask().await {
-                Ok(view) => view,
+                Ok(view) => {
+                    view.role.clone_into(&mut self.last_role.borrow_mut());
+                    view
+                }
                 Err(reason) => self.without_plane(reason, &phase),
             }
         } else {

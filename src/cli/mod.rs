@@ -7,6 +7,8 @@
 mod client;
 mod lifecycle;
 mod look;
+mod metadata;
+mod offline;
 
 mod processes;
 mod render;
@@ -85,11 +87,15 @@ enum Verb {
     #[command(hide = true)]
     Serve(processes::ServeArgs),
     #[command(flatten)]
+    Metadata(metadata::Verb),
+    #[command(flatten)]
     Lifecycle(lifecycle::Verb),
     #[command(flatten)]
     Look(look::Verb),
     #[command(flatten)]
     Wait(wait::Verb),
+    #[command(flatten)]
+    Offline(offline::Verb),
 }
 
 /// Verbs of later versions: known, so that the answer is not "misspelt".
@@ -160,11 +166,13 @@ fn run(cli: Cli) -> Outcome {
     let global = &cli.global;
     match cli.verb {
         Verb::Agent => processes::agent(global),
-        Verb::Serve(args) => processes::serve(global, args),
+        Verb::Serve(args) => processes::serve(&args),
 
+        Verb::Metadata(verb) => metadata::run(global, verb),
         Verb::Lifecycle(verb) => lifecycle::run(global, verb),
         Verb::Look(verb) => look::run(global, verb),
         Verb::Wait(verb) => wait::run(global, verb),
+        Verb::Offline(verb) => offline::run(global, verb),
     }
 }
 

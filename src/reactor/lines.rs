@@ -1,20 +1,19 @@
 //! The one module that does readiness instead of completion: newline-delimited JSON over a Unix
 //! stream, with descriptors beside a line, and outgoing connections from a chosen address.
 //!
-//! tokio-uring can neither receive descriptors nor bind before it connects, so these few calls
-//! are made directly, on non-blocking sockets, when the runtime says that they can go on.
+//! tokio-uring can neither receive descriptors nor bind before it connects, and a wait for a
+//! connection cannot be given up there; the runtime that it runs on can.
 
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
+use std::task::Poll;
 
 use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketFlags,
-    SocketType,
-};
-use tokio::io::unix::AsyncFd;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
+use tokio::io::Interest;
+use tokio::net::{TcpSocket, UnixStream};
 
 use crate::agent::protocol::{Reply, ServeRequest};
 
@@ -42,25 +41,25 @@ pub type Request = (ServeRequest, Vec<OwnedFd>);
 
 /// A connection of the agent.
 pub struct Lines {
-    socket: AsyncFd<OwnedFd>,
+    socket: UnixStream,
     received: Vec<u8>,
     descriptors: Vec<OwnedFd>,
 }
 
 impl Lines {
-    /// Takes a connected, non-blocking stream.
-    pub fn new(socket: OwnedFd) -> io::Result<Lines> {
-        Ok(Lines {
-            socket: AsyncFd::new(socket)?,
+    /// Takes a connected stream.
+    pub fn new(socket: UnixStream) -> Lines {
+        Lines {
+            socket,
             received: Vec::new(),
             descriptors: Vec::new(),
-        })
+        }
     }
 
     /// Gives the stream back, for another runtime. Bytes of further requests are dropped: the
     /// agent sends the next one after the reply.
-    pub fn into_socket(self) -> OwnedFd {
-        self.socket.into_inner()
+    pub fn into_socket(self) -> io::Result<std::os::unix::net::UnixStream> {
+        self.socket.into_std()
     }
 
     /// The next request; `None` when the agent has closed.
@@ -84,10 +83,13 @@ impl Lines {
     /// Takes what has arrived; false at the end of the stream.
     async fn receive(&mut self) -> Result<bool, LineError> {
         loop {
-            let mut ready = self.socket.readable().await?;
-            let done = ready.try_io(|socket| Ok(receive_some(socket.get_ref())?));
-            let Ok(done) = done else { continue };
-            let (bytes, descriptors) = done?;
+            self.socket.readable().await?;
+            let socket = &self.socket;
+            let done = socket.try_io(Interest::READABLE, || Ok(receive_some(socket)?));
+            let (bytes, descriptors) = match done {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                done => done?,
+            };
             self.descriptors.extend(descriptors);
             if self.descriptors.len() > MAX_FDS {
                 return Err(LineError::TooManyFds);
@@ -103,11 +105,10 @@ impl Lines {
         line.push(b'\n');
         let mut rest = line.as_slice();
         while !rest.is_empty() {
-            let mut ready = self.socket.writable().await?;
-            let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-            let sent = ready.try_io(|socket| Ok(rustix::net::send(socket.get_ref(), rest, flags)?));
-            if let Ok(sent) = sent {
-                rest = rest.get(sent?..).unwrap_or(&[]);
+            self.socket.writable().await?;
+            match self.socket.try_write(rest) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                sent => rest = rest.get(sent?..).unwrap_or(&[]),
             }
         }
         Ok(())
@@ -120,7 +121,7 @@ impl Lines {
     }
 }
 
-fn receive_some(socket: &OwnedFd) -> Result<(Vec<u8>, Vec<OwnedFd>), Errno> {
+fn receive_some(socket: &UnixStream) -> Result<(Vec<u8>, Vec<OwnedFd>), Errno> {
     let mut bytes = vec![0; 16 << 10];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS + 1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -137,72 +138,45 @@ fn receive_some(socket: &OwnedFd) -> Result<(Vec<u8>, Vec<OwnedFd>), Errno> {
     Ok((bytes, descriptors))
 }
 
-/// A listening socket.
-pub struct Acceptor(AsyncFd<OwnedFd>);
-
-impl Acceptor {
-    /// Takes a listening socket of any family.
-    pub fn new(socket: OwnedFd) -> io::Result<Acceptor> {
-        rustix::io::ioctl_fionbio(&socket, true)?;
-        Ok(Acceptor(AsyncFd::new(socket)?))
-    }
-
-    /// Gives the socket back, for another runtime.
-    pub fn into_socket(self) -> OwnedFd {
-        self.0.into_inner()
-    }
-
-    /// The next connection, non-blocking.
-    pub async fn accept(&self) -> io::Result<OwnedFd> {
-        loop {
-            let mut ready = self.0.readable().await?;
-            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-            let taken = ready.try_io(|socket| {
-                let taken = rustix::net::accept_with(socket.get_ref(), flags);
-                Ok(taken?)
-            });
-            match taken {
-                Err(_) => {}
-                // The client left before it was served.
-                Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-                Ok(taken) => return taken,
-            }
-        }
-    }
-}
-
 /// Connects to `to` from the address (not the port) of `from`.
-pub async fn connect(from: SocketAddr, to: SocketAddr) -> io::Result<OwnedFd> {
-    let family = match to {
-        SocketAddr::V4(_) => AddressFamily::INET,
-        SocketAddr::V6(_) => AddressFamily::INET6,
+pub async fn connect(from: SocketAddr, to: SocketAddr) -> io::Result<std::net::TcpStream> {
+    let socket = match to {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
     };
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
-    rustix::net::bind(&socket, &SocketAddr::new(from.ip(), 0))?;
-    match rustix::net::connect(&socket, &to) {
-        Ok(()) | Err(Errno::INPROGRESS) => {}
-        Err(errno) => return Err(errno.into()),
-    }
-    let waiting = AsyncFd::new(socket)?;
-    let _ready = waiting.writable().await?;
-    rustix::net::sockopt::socket_error(waiting.get_ref().as_fd())??;
-    drop(_ready);
-    Ok(waiting.into_inner())
+    socket.bind(SocketAddr::new(from.ip(), 0))?;
+    socket.connect(to).await?.into_std()
 }
 
-/// Listens at `address` for connections of the peer.
-pub fn listen(address: SocketAddr) -> io::Result<Acceptor> {
-    // The standard library sets SO_REUSEADDR and CLOEXEC.
-    Acceptor::new(std::net::TcpListener::bind(address)?.into())
+/// Which of two futures ended first.
+pub enum First<A, B> {
+    One(A),
+    Other(B),
+}
+
+/// Waits for whichever ends first; the other one is dropped.
+pub async fn first<A, B>(
+    one: impl Future<Output = A>,
+    other: impl Future<Output = B>,
+) -> First<A, B> {
+    let mut one = std::pin::pin!(one);
+    let mut other = std::pin::pin!(other);
+    std::future::poll_fn(|context| {
+        if let Poll::Ready(value) = one.as_mut().poll(context) {
+            return Poll::Ready(First::One(value));
+        }
+        other.as_mut().poll(context).map(First::Other)
+    })
+    .await
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage};
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
     use std::io::{IoSlice, Read, Write};
-    use std::os::unix::net::UnixStream;
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream as Plain;
 
     fn run<T>(work: impl Future<Output = T>) -> T {
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -211,13 +185,13 @@ mod tests {
         runtime.unwrap().block_on(work)
     }
 
-    fn pair() -> (UnixStream, OwnedFd) {
-        let (near, far) = UnixStream::pair().unwrap();
+    fn pair() -> (Plain, Lines) {
+        let (near, far) = Plain::pair().unwrap();
         far.set_nonblocking(true).unwrap();
-        (near, far.into())
+        (near, Lines::new(UnixStream::from_std(far).unwrap()))
     }
 
-    fn send_with(socket: &UnixStream, line: &[u8], count: usize) {
+    fn send_with(socket: &Plain, line: &[u8], count: usize) {
         let files: Vec<_> = (0..count)
             .map(|_| std::fs::File::open("/dev/null").unwrap())
             .collect();
@@ -232,8 +206,7 @@ mod tests {
     #[test]
     fn requests_arrive_with_their_descriptors() {
         run(async {
-            let (mut near, far) = pair();
-            let mut lines = Lines::new(far).unwrap();
+            let (mut near, mut lines) = pair();
             send_with(&near, b"{\"do\":\"attach\",\"volume\":3}\n", 2);
             let (request, fds) = lines.next().await.unwrap().unwrap();
             assert!(matches!(request, ServeRequest::Attach { volume: 3 }));
@@ -261,12 +234,10 @@ mod tests {
     #[test]
     fn bad_lines_are_typed_errors() {
         run(async {
-            let (mut near, far) = pair();
-            let mut lines = Lines::new(far).unwrap();
+            let (mut near, mut lines) = pair();
             near.write_all(b"nonsense\n").unwrap();
             assert!(matches!(lines.next().await, Err(LineError::Json(_))));
-            let (near, far) = pair();
-            let mut lines = Lines::new(far).unwrap();
+            let (near, mut lines) = pair();
             let writer = std::thread::spawn(move || {
                 let mut near = near;
                 // Fails when the reader gives up.
@@ -275,8 +246,7 @@ mod tests {
             assert!(matches!(lines.next().await, Err(LineError::TooLong)));
             drop(lines);
             writer.join().unwrap();
-            let (near, far) = pair();
-            let mut lines = Lines::new(far).unwrap();
+            let (near, mut lines) = pair();
             send_with(&near, b"{", 3);
             assert!(matches!(lines.next().await, Err(LineError::TooManyFds)));
         });
@@ -288,14 +258,12 @@ mod tests {
             let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
             let listener = std::net::TcpListener::bind(any).unwrap();
             let place = listener.local_addr().unwrap();
-            let acceptor = Acceptor::new(listener.into()).unwrap();
             let near = connect("127.0.0.5:1".parse().unwrap(), place)
                 .await
                 .unwrap();
-            let far = acceptor.accept().await.unwrap();
-            let far = std::net::TcpStream::from(far);
+            let (far, _) = listener.accept().unwrap();
             assert_eq!(far.peer_addr().unwrap().ip().to_string(), "127.0.0.5");
-            drop((near, far, acceptor));
+            drop((near, far, listener));
             assert!(connect(any, place).await.is_err());
             assert!(
                 connect("192.0.2.1:0".parse().unwrap(), place)

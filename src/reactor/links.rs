@@ -11,14 +11,13 @@ use std::time::Duration;
 use lockstep_transport::frame::QueueError;
 use lockstep_transport::link::{Link, LinkError, LinkEvent};
 use lockstep_transport::payloads::{PayloadPool, PoolConfig, PoolError};
-use lockstep_transport::ring::Submitter;
 use lockstep_transport::tcp::{TcpConfig, TcpLink};
 use lockstep_transport::wire::WireError;
 
 use super::buffers::Memory;
 use super::ring::{Owner, Ring};
 use super::wire::{from_wire, to_wire};
-use crate::engine::{Buffer, Envelope, Event, LinkId, LinkLoss, Message, NodeId};
+use crate::engine::{Buffer, Envelope, Event, LinkId, LinkLoss, Message};
 
 /// How long the last frames before a goodbye may take to leave.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -84,11 +83,6 @@ impl Links {
         id
     }
 
-    /// The announcement of a new link to the engine.
-    pub fn up(id: LinkId, peer: NodeId) -> Event {
-        Event::LinkUp { link: id, peer }
-    }
-
     /// Links that the engine may use.
     pub fn open(&self) -> usize {
         self.entries.iter().filter(|entry| !entry.ended).count()
@@ -143,7 +137,9 @@ impl Links {
         let mut port = ring.port(owner);
         let pool = &mut self.pool;
         let news = &mut self.scratch;
-        entry.link.on_completion(&mut port, pool, token, result, flags, news);
+        entry
+            .link
+            .on_completion(&mut port, pool, token, result, flags, news);
         entry.report(pool, news, events);
     }
 
@@ -151,7 +147,9 @@ impl Links {
     pub fn pump(&mut self, ring: &mut Ring, events: &mut Vec<Event>) {
         for entry in &mut self.entries {
             let mut port = ring.port(entry.owner);
-            entry.link.pump(&mut port, &mut self.pool, &mut self.scratch);
+            entry
+                .link
+                .pump(&mut port, &mut self.pool, &mut self.scratch);
             entry.report(&mut self.pool, &mut self.scratch, events);
         }
         self.entries.retain(|entry| !entry.link.drained());

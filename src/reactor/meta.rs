@@ -97,6 +97,11 @@ impl Metas {
         Ok(())
     }
 
+    /// True while volume `index` has its metadata, that of a closing one included.
+    pub fn has(&self, index: usize) -> bool {
+        self.volumes.get(index).is_some_and(Option::is_some)
+    }
+
     /// Forgets the metadata of volume `index`; the device is closed when the operation in flight
     /// has ended.
     pub fn close(&mut self, index: usize) {

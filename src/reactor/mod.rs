@@ -1,15 +1,37 @@
-//! The data plane of one resource: turns completions into engine events and engine actions into
-//! ring entries.
+//! The data plane of one resource: `lockstep serve RES`.
+//!
+//! Two threads. The *ring thread* ([`run`]) owns the engine and everything on the way of a write:
+//! front ends, disks, metadata, links, buffers, all on one io_uring. The *control thread*
+//! ([`control`]) talks with the agent and makes connections to the peer; it hands orders over
+//! through a channel and a wake-up, and hears back through channels ([`orders`]).
+//!
+//! ```text
+//! front end --request--> engine --action--> disk, metadata, link --completion--> engine
+//!     ^                     |
+//!     +------complete-------+
+//! ```
 
+mod attach;
 mod buffers;
+mod connect;
+mod control;
 mod counters;
+mod device;
 mod disk;
+mod fronts;
 mod lines;
+mod links;
 mod meta;
+mod orders;
 pub mod reason;
 mod recorder;
 mod ring;
+mod root;
+mod run;
+mod serve;
 mod slab;
 mod status;
 mod track;
 mod wire;
+
+pub use serve::{ServeError, serve};

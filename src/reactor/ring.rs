@@ -8,7 +8,7 @@
 //! until the last completion of that entry has been handed out.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -133,12 +133,6 @@ impl Ring {
     /// The ring as one owner sees it.
     pub fn port(&mut self, owner: Owner) -> Port<'_> {
         Port { ring: self, owner }
-    }
-
-    /// The descriptor, for front ends that register buffers or files with it.
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: the descriptor stays open as long as `self.uring`, which the result borrows.
-        unsafe { BorrowedFd::borrow_raw(self.uring.as_raw_fd()) }
     }
 
     fn push(&mut self, entry: &squeue::Entry) -> Result<(), RingFull> {

@@ -42,16 +42,6 @@ impl<T> Slab<T> {
         self.free.push(token);
         Some(value)
     }
-
-    /// Entries in use.
-    pub fn len(&self) -> usize {
-        self.entries.len() - self.free.len()
-    }
-
-    /// True when no entry is in use.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
 }
 
 #[cfg(test)]
@@ -67,6 +57,5 @@ mod tests {
         assert_eq!(slab.remove(a), None);
         assert_eq!(slab.insert('c'), a);
         assert_eq!(slab.get_mut(b), Some(&mut 'b'));
-        assert_eq!(slab.len(), 2);
     }
 }

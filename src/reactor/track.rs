@@ -56,6 +56,10 @@ pub struct TrackTable {
     words: NonNull<AtomicU64>,
     /// The engine named a slot that does not exist: the table is not complete any more.
     overflowed: bool,
+    /// Some volume has not got its disk yet.
+    waiting: bool,
+    /// What the engine said last; nothing is in flight at first.
+    engine_exact: bool,
 }
 
 // SAFETY: the mapping is shared memory that is only touched through atomics, from one thread at
@@ -89,6 +93,8 @@ impl TrackTable {
         let table = TrackTable {
             words,
             overflowed: false,
+            waiting: true,
+            engine_exact: true,
         };
         let leftover = if old >= bytes {
             table.read(boot)
@@ -169,10 +175,21 @@ impl TrackTable {
         }
     }
 
-    /// Whether the table is complete.
+    /// The engine says whether the table is complete.
     pub fn exact(&mut self, exact: bool) {
-        let value = u64::from(exact && !self.overflowed);
-        self.words()[EXACT].store(value, Ordering::Release);
+        self.engine_exact = exact;
+        self.store_exact();
+    }
+
+    /// Every volume has had its disk attached: the engine knows what the predecessor left.
+    pub fn all_attached(&mut self) {
+        self.waiting = false;
+        self.store_exact();
+    }
+
+    fn store_exact(&mut self) {
+        let exact = self.engine_exact && !self.waiting && !self.overflowed;
+        self.words()[EXACT].store(u64::from(exact), Ordering::Release);
     }
 
     fn overflow(&mut self) {
@@ -180,7 +197,7 @@ impl TrackTable {
             tracing::warn!(slots = SLOTS, "more ranges in flight than the table holds");
         }
         self.overflowed = true;
-        self.exact(false);
+        self.store_exact();
     }
 }
 
@@ -213,6 +230,7 @@ mod tests {
         let memory = memory();
         let (mut table, leftover) = TrackTable::open(memory.try_clone().unwrap(), BOOT_ID).unwrap();
         assert_eq!(leftover, Leftover::default());
+        table.all_attached();
         table.exact(exact);
         table.track(0, VolumeId(0), Span::new(4096, 512));
         table.track(1, VolumeId(0), Span::new(0, 512));
@@ -244,8 +262,16 @@ mod tests {
     fn a_slot_beyond_the_table_makes_it_inexact_for_good() {
         let memory = memory();
         let (mut table, _) = TrackTable::open(memory.try_clone().unwrap(), BOOT_ID).unwrap();
-        table.exact(true);
+        table.all_attached();
         table.track(SLOTS as u32, VolumeId(0), Span::new(0, 512));
+        table.exact(true);
+        assert_eq!(again(&memory, BOOT_ID), Leftover::default());
+    }
+
+    #[test]
+    fn nothing_is_believed_of_a_process_that_had_not_got_its_disks() {
+        let memory = memory();
+        let (mut table, _) = TrackTable::open(memory.try_clone().unwrap(), BOOT_ID).unwrap();
         table.exact(true);
         assert_eq!(again(&memory, BOOT_ID), Leftover::default());
     }

@@ -1,0 +1,244 @@
+//! Verbs about metadata. They work on the disks alone; the exclusive right to a disk keeps them
+//! apart from a data plane that has it.
+
+use clap::{Args, Subcommand};
+use serde_json::{Map, Value, json};
+
+use crate::agent::disks::refusal;
+use crate::agent::plan::{DiskPlan, Plan};
+use crate::agent::protocol::{ErrorKind, ErrorReply, Target};
+use crate::engine::NodeId;
+use crate::store::create::{CreateError, CreateOptions, CreateReport, create_md};
+use crate::store::device::Disk;
+use crate::store::dump::{Dump, dump};
+use crate::store::{MAX_PEERS, Medium, Placement};
+
+use super::offline::plans;
+use super::{Global, Outcome, text};
+
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Write fresh metadata; refused on a disk that is in use or carries something known
+    CreateMd {
+        #[command(flatten)]
+        of: Of,
+        /// Although the disk carries something known: it is lost
+        #[arg(long)]
+        force: bool,
+        /// Peers that the metadata has room for
+        #[arg(long, value_name = "N", default_value_t = 1,
+              value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_PEERS)))]
+        max_peers: u8,
+    },
+    /// Show the metadata
+    DumpMd(Of),
+}
+
+#[derive(Args, Debug)]
+pub struct Of {
+    /// Resource, volume, or all
+    #[arg(value_name = "RES|RES/VOL|all")]
+    target: String,
+}
+
+/// Carries out `verb`.
+pub fn run(global: &Global, verb: Verb) -> Outcome {
+    match verb {
+        Verb::CreateMd {
+            of,
+            force,
+            max_peers,
+        } => create(global, &of.target, force, max_peers),
+        Verb::DumpMd(of) => show(global, &of.target),
+    }
+}
+
+fn create(global: &Global, target: &str, force: bool, max_peers: u8) -> Outcome {
+    let mut reports = Vec::new();
+    for (plan, disk) in disks(global, target)? {
+        let options = CreateOptions {
+            data: disk.data.clone(),
+            meta: disk.meta.clone(),
+            node: NodeId(plan.serve.node),
+            max_peers,
+            force,
+        };
+        let report = create_md(&options).map_err(|error| create_refusal(&error))?;
+        let name = format!("{}/{}", plan.name(), disk.volume);
+        if global.json {
+            reports.push(json!({"volume": name, "created": report}));
+        } else {
+            tell(&name, &disk, &report);
+        }
+    }
+    if global.json {
+        text::pretty(&Value::Array(reports));
+    }
+    Ok(())
+}
+
+fn tell(name: &str, disk: &DiskPlan, report: &CreateReport) {
+    for signature in &report.forced {
+        text::line(&format!("{name}: overruled by --force: {signature}"));
+    }
+    let place = match &disk.meta {
+        None => format!("at the end of {}", disk.data.display()),
+        Some(meta) => format!("on {}", meta.display()),
+    };
+    text::line(&format!(
+        "{name}: {} KiB of metadata written {place}; {} KiB usable",
+        report.metadata_bytes / 1024,
+        report.usable / 1024
+    ));
+}
+
+fn create_refusal(error: &CreateError) -> ErrorReply {
+    let (kind, help) = match error {
+        CreateError::Open(error) => return refusal(error),
+        CreateError::InUse { .. } => (
+            ErrorKind::Refused,
+            "unmount it or take it out of use; there is no option that overrides this",
+        ),
+        CreateError::Signature { .. } => (
+            ErrorKind::Refused,
+            "if nobody needs that any more, clear it with `wipefs -a` or repeat with --force",
+        ),
+        CreateError::Layout { .. } => (
+            ErrorKind::Refused,
+            "use a larger disk, fewer --max-peers, or `meta-disk` on a device of its own",
+        ),
+        CreateError::Read { .. } | CreateError::Write { .. } => {
+            (ErrorKind::Failed, "look for disk errors in the kernel log")
+        }
+        CreateError::Unverified { .. } | CreateError::Verify { .. } => {
+            (ErrorKind::Failed, "do not use this disk")
+        }
+        CreateError::Random(_) => (ErrorKind::Failed, "try again when the system is up"),
+    };
+    ErrorReply::new(kind, error, help)
+}
+
+fn show(global: &Global, target: &str) -> Outcome {
+    let mut all = Vec::new();
+    for (plan, disk) in disks(global, target)? {
+        let found = look(&disk)?;
+        let mut value = serde_json::to_value(&found)
+            .map_err(|error| ErrorReply::new(ErrorKind::Failed, error, "report this"))?;
+        let name = format!("{}/{}", plan.name(), disk.volume);
+        if global.json {
+            value["volume"] = json!(name);
+            all.push(value);
+        } else {
+            text::line(&name);
+            text::out(&tree(&value, 1));
+        }
+    }
+    if global.json {
+        text::pretty(&Value::Array(all));
+    }
+    Ok(())
+}
+
+/// Reads the metadata of a volume, also while it is attached.
+fn look(disk: &DiskPlan) -> Result<Dump, ErrorReply> {
+    let open = |path| Disk::open_shared(path).map_err(|error| refusal(&error));
+    let mut data = open(&disk.data)?;
+    let mut meta = disk.meta.as_deref().map(open).transpose()?;
+    let data_bytes = data.traits().bytes;
+    let medium = Medium {
+        placement: match &meta {
+            None => Placement::Internal {
+                device_bytes: data_bytes,
+            },
+            Some(meta) => Placement::External {
+                data_bytes,
+                meta_bytes: meta.traits().bytes,
+            },
+        },
+        logical_block: data.traits().logical_block,
+        volatile_cache: data.traits().volatile_cache,
+    };
+    let place = disk
+        .meta
+        .as_ref()
+        .unwrap_or(&disk.data)
+        .display()
+        .to_string();
+    dump(meta.as_mut().unwrap_or(&mut data), &medium).map_err(|error| {
+        ErrorReply::new(
+            ErrorKind::Failed,
+            format!("{place}: {error}"),
+            "`lockstep create-md` makes metadata on a disk that never had any",
+        )
+    })
+}
+
+/// A value as indented lines.
+fn tree(value: &Value, depth: usize) -> String {
+    let indent = "  ".repeat(depth);
+    let mut text = String::new();
+    let lines = |map: &Map<String, Value>| {
+        let mut text = String::new();
+        for (key, value) in map {
+            match value {
+                Value::Null => {}
+                Value::Object(_) => {
+                    text.push_str(&format!("{indent}{key}:\n{}", tree(value, depth + 1)));
+                }
+                Value::Array(items) if items.iter().any(Value::is_object) => {
+                    text.push_str(&format!("{indent}{key}:\n{}", tree(value, depth + 1)));
+                }
+                other => text.push_str(&format!("{indent}{key}: {}\n", word(other))),
+            }
+        }
+        text
+    };
+    match value {
+        Value::Object(map) => text.push_str(&lines(map)),
+        Value::Array(items) => {
+            for item in items {
+                text.push_str(&tree(item, depth));
+            }
+        }
+        other => text.push_str(&format!("{indent}{}\n", word(other))),
+    }
+    text
+}
+
+/// A value in one line.
+fn word(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Array(items) if items.is_empty() => "none".to_owned(),
+        Value::Array(items) => items.iter().map(word).collect::<Vec<_>>().join(" "),
+        other => other.to_string(),
+    }
+}
+
+/// The disks of this node that `target` means.
+fn disks(global: &Global, target: &str) -> Result<Vec<(Plan, DiskPlan)>, ErrorReply> {
+    let target = Target::parse(target)?;
+    let mut found = Vec::new();
+    for plan in plans(global)? {
+        if target.resource().is_some_and(|name| name != plan.name()) {
+            continue;
+        }
+        for disk in &plan.disks {
+            let meant = match &target {
+                Target::Volume(_, volume) => *volume == disk.volume,
+                Target::All | Target::Resource(_) | Target::Peer(..) => true,
+            };
+            if meant {
+                found.push((plan.clone(), disk.clone()));
+            }
+        }
+    }
+    if found.is_empty() {
+        return Err(ErrorReply::new(
+            ErrorKind::Usage,
+            format!("{} has no such resource or volume", global.node()),
+            "`lockstep dump` shows what the configuration says; is --node right?",
+        ));
+    }
+    Ok(found)
+}

@@ -1,0 +1,215 @@
+//! Verbs that need the configuration alone: `dump`, `check`, `keygen`.
+
+use std::fs::{self, File};
+use std::io::{ErrorKind as IoKind, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use clap::Subcommand;
+use serde_json::json;
+
+use crate::agent::plan::{DiskPlan, Plan};
+use crate::agent::protocol::{ErrorKind, ErrorReply, Target};
+use crate::config::{Config, Diagnostic, LocalResource, StartPolicy, default_path, dump};
+
+use super::{Global, Outcome, text};
+
+/// Where the key is kept unless the configuration names another file.
+const KEY_FILE: &str = "/etc/lockstep/cluster.key";
+/// Bytes of a fresh key before it is written as text.
+const KEY_BYTES: usize = 32;
+
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Print the effective configuration with every default
+    Dump {
+        /// Only this resource
+        #[arg(value_name = "RES|all", default_value = "all")]
+        target: String,
+    },
+    /// Check the configuration: grammar, values, clashes of ports, addresses and devices
+    Check,
+    /// Make the key with which nodes know each other; copy it to the other nodes
+    Keygen {
+        /// Replace a key that is there
+        #[arg(long)]
+        rotate: bool,
+    },
+}
+
+/// Carries out `verb`.
+pub fn run(global: &Global, verb: Verb) -> Outcome {
+    match verb {
+        Verb::Dump { target } => show(global, &target),
+        Verb::Check => check(global),
+        Verb::Keygen { rotate } => keygen(global, rotate),
+    }
+}
+
+/// The configuration that this command line means.
+fn load(global: &Global) -> Result<Config, ErrorReply> {
+    let path = match &global.config {
+        Some(path) => path.clone(),
+        None => default_path().map_err(|note| config_error(&[*note]))?,
+    };
+    Config::load(&path).map_err(|notes| config_error(&notes))
+}
+
+/// The resources of this node. Reads the configuration anew.
+pub fn plans(global: &Global) -> Result<Vec<Plan>, ErrorReply> {
+    let config = load(global)?;
+    let node = global.node();
+    let plans: Result<Vec<Plan>, ErrorReply> = config
+        .resources_of(&node)
+        .map(|local| plan(&local))
+        .collect();
+    let plans = plans?;
+    match config.resources.first() {
+        // Not a node of this configuration: a misspelt --node, or a host name that has changed.
+        Some(resource) if plans.is_empty() => match resource.for_node(&node) {
+            Err(note) => Err(config_error(&[*note])),
+            Ok(_) => Ok(plans),
+        },
+        _ => Ok(plans),
+    }
+}
+
+fn plan(local: &LocalResource<'_>) -> Result<Plan, ErrorReply> {
+    let key = local
+        .resource
+        .key()
+        .map_err(|note| config_error(&[*note]))?;
+    let disks = local.own.volumes.iter().map(|volume| DiskPlan {
+        volume: volume.number,
+        data: volume.disk.value.clone(),
+        meta: volume.meta_path().map(Path::to_path_buf),
+    });
+    Ok(Plan {
+        serve: local.serve_config(key),
+        disks: disks.collect(),
+        auto: local.resource.start_policy == StartPolicy::Auto,
+    })
+}
+
+/// Messages about the configuration as one error. Each but the first brings its own `error:` and
+/// each but the last its own `help:`.
+fn config_error(notes: &[Diagnostic]) -> ErrorReply {
+    let texts: Vec<String> = notes.iter().map(Diagnostic::to_string).collect();
+    let whole = texts.join("\n");
+    let whole = whole.strip_prefix("error: ").unwrap_or(&whole);
+    let help = notes.last().map(Diagnostic::help).unwrap_or_default();
+    let reason = whole
+        .strip_suffix(&format!("\nhelp: {help}"))
+        .unwrap_or(whole);
+    ErrorReply::new(ErrorKind::Config, reason, help)
+}
+
+fn show(global: &Global, target: &str) -> Outcome {
+    let mut config = load(global)?;
+    if let Some(name) = Target::parse(target)?.resource() {
+        config
+            .resource(name)
+            .map_err(|note| ErrorReply::new(ErrorKind::Usage, &note.kind, note.help()))?;
+        config
+            .resources
+            .retain(|resource| resource.name.value == name);
+    }
+    if global.json {
+        text::pretty(&dump::json(&config));
+    } else {
+        text::out(&dump::text(&config));
+    }
+    Ok(())
+}
+
+fn check(global: &Global) -> Outcome {
+    let config = load(global)?;
+    let node = global.node();
+    for resource in &config.resources {
+        // A key that cannot be read keeps every connection of the resource from being made.
+        if resource.for_node(&node).is_ok() {
+            resource.key().map_err(|note| config_error(&[*note]))?;
+        }
+    }
+    if global.json {
+        let warnings: Vec<String> = config.warnings.iter().map(Diagnostic::to_string).collect();
+        text::pretty(&json!({"resources": config.resources.len(), "warnings": warnings}));
+        return Ok(());
+    }
+    for warning in &config.warnings {
+        text::line(&warning.to_string());
+    }
+    text::line(&format!("{} resources, no errors", config.resources.len()));
+    Ok(())
+}
+
+fn keygen(global: &Global, rotate: bool) -> Outcome {
+    let path = key_path(global)?;
+    let mut bytes = [0; KEY_BYTES];
+    getrandom::fill(&mut bytes).map_err(|error| {
+        ErrorReply::new(
+            ErrorKind::Failed,
+            format!("no random numbers: {error}"),
+            "try again when the system is up",
+        )
+    })?;
+    let key: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let draft = path.with_extension("new");
+    let written = write_key(&path, &draft, &key, rotate);
+    if let Err(error) = written {
+        // A draft that was left over stands in the way of the next try.
+        let _ = fs::remove_file(&draft);
+        return Err(match error.kind() {
+            IoKind::AlreadyExists => ErrorReply::new(
+                ErrorKind::Refused,
+                format!("{} exists", path.display()),
+                "the nodes may be using it: --rotate replaces it, then copy it to the other nodes",
+            ),
+            _ => ErrorReply::new(
+                ErrorKind::Failed,
+                format!("cannot write {}: {error}", path.display()),
+                "run this as root; does the folder exist?",
+            ),
+        });
+    }
+    if global.json {
+        text::pretty(&json!({"key-file": path}));
+    } else {
+        text::line(&format!(
+            "{} written; copy it to the other nodes, readable for root alone",
+            path.display()
+        ));
+    }
+    Ok(())
+}
+
+/// The key file of the configuration, if there is one that can be read.
+fn key_path(global: &Global) -> Result<PathBuf, ErrorReply> {
+    if global.config.is_none() && default_path().is_err() {
+        return Ok(PathBuf::from(KEY_FILE));
+    }
+    let named = load(global)?.cluster.key_file;
+    Ok(named.unwrap_or_else(|| PathBuf::from(KEY_FILE)))
+}
+
+/// Writes the key whole or not at all, for root alone.
+fn write_key(path: &Path, draft: &Path, key: &str, replace: bool) -> std::io::Result<()> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    if !replace && path.symlink_metadata().is_ok() {
+        return Err(IoKind::AlreadyExists.into());
+    }
+    let mut options = File::options();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    let mut file = options.open(draft)?;
+    writeln!(file, "{key}")?;
+    file.sync_all()?;
+    if replace {
+        fs::rename(draft, path)
+    } else {
+        // Unlike a rename, a link never replaces a key that appeared meanwhile.
+        fs::hard_link(draft, path)?;
+        fs::remove_file(draft)
+    }
+}

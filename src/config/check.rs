@@ -1,0 +1,189 @@
+//! Clashes: things that two resources, or two volumes, of one host cannot share. And the warning
+//! about connections without a key.
+//!
+//! Only the text is looked at: two names of one device (a symbolic link) are found when the second
+//! is opened exclusively.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use crate::agent::protocol::FrontEnd;
+
+use super::diagnostic::{Diagnostic, DiagnosticKind};
+use super::model::{Config, Host, Resource};
+use super::place::clean;
+use super::source::Span;
+
+/// A thing that a host has once.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Thing {
+    Minor(u32),
+    /// A device or file, of data or metadata.
+    Storage(PathBuf),
+    /// A TCP port on an address.
+    Listener(SocketAddr),
+    /// A Unix socket, listened on by one resource's data plane.
+    Socket(PathBuf),
+    /// An export of one listener.
+    Export(String, String),
+}
+
+impl Thing {
+    fn name(&self) -> String {
+        match self {
+            Thing::Minor(minor) => format!("device minor {minor}"),
+            Thing::Storage(path) => format!("disk {}", path.display()),
+            Thing::Listener(address) => format!("address {address}"),
+            Thing::Socket(path) => format!("socket {}", path.display()),
+            Thing::Export(listener, export) => format!("export `{export}` of {listener}"),
+        }
+    }
+}
+
+/// Who uses a thing.
+#[derive(Clone, Debug)]
+struct Use {
+    user: String,
+    resource: String,
+    span: Span,
+}
+
+/// Finds all clashes. Empty = none.
+pub fn clashes(config: &Config) -> Vec<Diagnostic> {
+    let mut checker = Checker {
+        config,
+        seen: HashMap::new(),
+        errors: Vec::new(),
+    };
+    for resource in &config.resources {
+        let [first, second] = &resource.hosts;
+        if first.address == second.address {
+            let kind = DiagnosticKind::SameAddress {
+                resource: resource.name.value.clone(),
+                address: second.address.value.to_string(),
+            };
+            checker.error(kind, second.address.span);
+        }
+        for host in &resource.hosts {
+            checker.host(resource, host);
+        }
+    }
+    checker.errors
+}
+
+/// Resources that any host could replicate with.
+pub fn unauthenticated(config: &Config) -> Vec<Diagnostic> {
+    config
+        .resources
+        .iter()
+        .filter(|resource| resource.is_unauthenticated())
+        .map(|resource| {
+            let kind = DiagnosticKind::Unauthenticated {
+                resource: resource.name.value.clone(),
+            };
+            Diagnostic::new(kind).at(config.sources.locate(resource.name.span))
+        })
+        .collect()
+}
+
+struct Checker<'a> {
+    config: &'a Config,
+    /// By host name and thing.
+    seen: HashMap<(String, Thing), Use>,
+    errors: Vec<Diagnostic>,
+}
+
+impl Checker<'_> {
+    fn error(&mut self, kind: DiagnosticKind, span: Span) {
+        self.errors
+            .push(Diagnostic::new(kind).at(self.config.sources.locate(span)));
+    }
+
+    fn host(&mut self, resource: &Resource, host: &Host) {
+        let name = &resource.name.value;
+        let by = |user: String, span| Use {
+            user,
+            resource: name.clone(),
+            span,
+        };
+        let replication = by(format!("resource {name}"), host.address.span);
+        self.take(host, Thing::Listener(host.address.value), replication);
+        for volume in &host.volumes {
+            let user = format!("volume {name}/{}", volume.number);
+            self.front(host, &volume.front, by(user.clone(), volume.front.span));
+            let data = Thing::Storage(clean(&volume.disk));
+            self.take(host, data, by(user.clone(), volume.disk.span));
+            if let Some(path) = volume.meta_path() {
+                let user = format!("metadata of volume {name}/{}", volume.number);
+                let meta = Thing::Storage(clean(path));
+                self.take(host, meta, by(user, volume.meta.span));
+            }
+        }
+    }
+
+    fn front(&mut self, host: &Host, front: &FrontEnd, by: Use) {
+        let (listener, export) = match front {
+            FrontEnd::Ublk { minor } => return self.take(host, Thing::Minor(*minor), by),
+            FrontEnd::NbdUnix { path, export } => {
+                let path = clean(path.as_ref());
+                (Some(Thing::Socket(path)), export)
+            }
+            FrontEnd::NbdTcp { address, export } => {
+                (address.parse().ok().map(Thing::Listener), export)
+            }
+        };
+        let Some(listener) = listener else { return };
+        let shared = Thing::Export(listener.name(), export.clone());
+        // Volumes of one resource may share a listener, with an export each.
+        if !self.take_as_resource(host, listener, by.clone()) {
+            self.take(host, shared, by);
+        }
+    }
+
+    /// Notes a use under each name of the host; reports the first clash.
+    fn take(&mut self, host: &Host, thing: Thing, by: Use) {
+        let clash = self.note(host, &thing, &by);
+        if let Some(other) = clash {
+            self.clash(host, &thing, &by, &other);
+        }
+    }
+
+    /// As [`Checker::take`], but volumes of one resource may share it. True if it clashed.
+    fn take_as_resource(&mut self, host: &Host, thing: Thing, by: Use) -> bool {
+        match self.note(host, &thing, &by) {
+            // The replication address is the resource's own user, an NBD listener a volume's.
+            Some(other) if other.resource != by.resource || other.user.starts_with("resource ") => {
+                self.clash(host, &thing, &by, &other);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn note(&mut self, host: &Host, thing: &Thing, by: &Use) -> Option<Use> {
+        let mut other = None;
+        for name in &host.names {
+            let key = (name.value.clone(), thing.clone());
+            match self.seen.get(&key) {
+                Some(first) => other = other.or_else(|| Some(first.clone())),
+                None => {
+                    self.seen.insert(key, by.clone());
+                }
+            }
+        }
+        other
+    }
+
+    fn clash(&mut self, host: &Host, thing: &Thing, by: &Use, other: &Use) {
+        let first = self.config.sources.locate(other.span);
+        let kind = DiagnosticKind::Clash {
+            what: thing.name(),
+            host: host.name().to_owned(),
+            user: by.user.clone(),
+            other: other.user.clone(),
+            first: format!("{}:{}:{}", first.file, first.line, first.column),
+        };
+        self.error(kind, by.span);
+    }
+}

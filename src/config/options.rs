@@ -1,0 +1,603 @@
+//! Values of options: from words to numbers in the finest unit, layered (`common`, resource,
+//! volume), into the typed structures of the model, and back to words.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::diagnostic::{Diagnostic, DiagnosticKind, shown};
+use super::schema::{self, Kind, Section, Spec, Support, Unit};
+use super::source::{SourceMap, Span};
+use super::syntax::{Item, Word};
+
+/// A value that fits its [`Spec`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Value {
+    Flag(bool),
+    /// In the finest unit of its kind: bytes, milliseconds or a count.
+    Number(u64),
+    /// A choice in the spelling of the schema, or a text.
+    Text(String),
+}
+
+/// A value and where it was written.
+#[derive(Clone, Debug)]
+pub struct Setting {
+    pub value: Value,
+    pub span: Span,
+}
+
+/// What one section sets, by the option's name.
+pub type Settings = BTreeMap<&'static str, Setting>;
+
+/// The default of an option; `None` = unset.
+pub fn default_value(spec: &Spec) -> Option<Value> {
+    match spec.kind {
+        Kind::Flag { default } => Some(Value::Flag(default)),
+        Kind::Number { unit, default, .. } => {
+            default.map(|value| Value::Number(value.saturating_mul(unit.factor())))
+        }
+        Kind::Choice(words) => words.first().map(|word| Value::Text((*word).to_owned())),
+        // A text that may have only one value has that one.
+        Kind::Text { .. } => match spec.support {
+            Support::Only(values) => values.first().map(|word| Value::Text((*word).to_owned())),
+            _ => None,
+        },
+        Kind::Words => None,
+    }
+}
+
+/// A value as it is written: the reverse of [`parse_option`]. Numbers in the option's own unit
+/// where they are a multiple of it.
+pub fn write_value(spec: &Spec, value: &Value) -> String {
+    match (value, spec.kind) {
+        (Value::Flag(true), _) => "yes".to_owned(),
+        (Value::Flag(false), _) => "no".to_owned(),
+        (Value::Number(number), Kind::Number { unit, .. }) => {
+            if number % unit.factor() == 0 {
+                (number / unit.factor()).to_string()
+            } else if unit.is_time() {
+                format!("{number}ms")
+            } else {
+                // Only sizes in sectors are finer than KiB.
+                format!("{}s", number / Unit::Sectors.factor())
+            }
+        }
+        (Value::Number(number), _) => number.to_string(),
+        (Value::Text(text), Kind::Text { .. }) => super::lexer::quote_always(text),
+        (Value::Text(text), _) => text.clone(),
+    }
+}
+
+/// Checks what was written for an option. `Ok(None)`: accepted, without effect. A warning is
+/// pushed to `notes`.
+pub fn parse_option(
+    sources: &SourceMap,
+    item: &Item,
+    found: schema::Found,
+    notes: &mut Vec<Diagnostic>,
+) -> Result<Option<Setting>, Diagnostic> {
+    let spec = found.spec;
+    let fail = |kind, span| Err(Diagnostic::new(kind).at(sources.locate(span)));
+    if spec.support == Support::NotYet {
+        let what = item.head.text.clone();
+        return fail(DiagnosticKind::NotSupported { what }, item.head.span);
+    }
+    if item.body.is_some() {
+        let word = shown(&item.head.text);
+        return fail(DiagnosticKind::NotSection { word }, item.head.span);
+    }
+    if spec.kind == Kind::Words {
+        return Ok(None);
+    }
+    if let Some(extra) = item.args.get(1) {
+        return fail(
+            DiagnosticKind::ExtraWord {
+                option: spec.name.to_owned(),
+                word: shown(&extra.text),
+            },
+            extra.span,
+        );
+    }
+    let context = Context {
+        sources,
+        item,
+        spec,
+    };
+    let value = context.value(item.args.first(), found.negated, notes)?;
+    match spec.support {
+        Support::NoEffect(_) => Ok(None),
+        Support::Only(works) if !works.contains(&plain(&value).as_str()) => fail(
+            DiagnosticKind::ValueNotSupported {
+                option: spec.name.to_owned(),
+                value: shown(&plain(&value)),
+                works: works.join(" or "),
+            },
+            item.span(),
+        ),
+        _ => Ok(Some(Setting {
+            value,
+            span: item.span(),
+        })),
+    }
+}
+
+/// A value for comparison with the words of the schema.
+fn plain(value: &Value) -> String {
+    match value {
+        Value::Flag(true) => "yes".to_owned(),
+        Value::Flag(false) => "no".to_owned(),
+        Value::Number(number) => number.to_string(),
+        Value::Text(text) => text.clone(),
+    }
+}
+
+struct Context<'a> {
+    sources: &'a SourceMap,
+    item: &'a Item,
+    spec: &'static Spec,
+}
+
+impl Context<'_> {
+    fn fail(&self, kind: DiagnosticKind, word: &Word) -> Diagnostic {
+        Diagnostic::new(kind).at(self.sources.locate(word.span))
+    }
+
+    fn bad(&self, word: &Word, expected: &str) -> Diagnostic {
+        let kind = DiagnosticKind::BadValue {
+            option: self.spec.name.to_owned(),
+            value: shown(&word.text),
+            expected: expected.to_owned(),
+        };
+        self.fail(kind, word)
+    }
+
+    fn value(
+        &self,
+        word: Option<&Word>,
+        negated: bool,
+        notes: &mut Vec<Diagnostic>,
+    ) -> Result<Value, Diagnostic> {
+        if negated {
+            return match word {
+                None => Ok(Value::Flag(false)),
+                Some(word) => Err(self.fail(
+                    DiagnosticKind::ExtraWord {
+                        option: shown(&self.item.head.text),
+                        word: shown(&word.text),
+                    },
+                    word,
+                )),
+            };
+        }
+        let Some(word) = word else {
+            return match self.spec.kind {
+                Kind::Flag { .. } => Ok(Value::Flag(true)),
+                kind => Err(self.fail(
+                    DiagnosticKind::MissingValue {
+                        option: self.spec.name.to_owned(),
+                        needs: needs(kind),
+                    },
+                    &self.item.head,
+                )),
+            };
+        };
+        match self.spec.kind {
+            Kind::Flag { .. } => match word.text.as_str() {
+                "yes" => Ok(Value::Flag(true)),
+                "no" => Ok(Value::Flag(false)),
+                _ => Err(self.bad(word, "`yes` or `no`")),
+            },
+            Kind::Number { .. } => self.number(word, notes),
+            Kind::Choice(words) => self.choice(word, words),
+            Kind::Text { max } if word.text.chars().count() > max => {
+                let option = self.spec.name.to_owned();
+                Err(self.fail(DiagnosticKind::TooLong { option, max }, word))
+            }
+            Kind::Text { .. } if word.text.is_empty() => Err(self.bad(word, "a text")),
+            Kind::Text { .. } | Kind::Words => Ok(Value::Text(word.text.clone())),
+        }
+    }
+
+    fn number(&self, word: &Word, notes: &mut Vec<Diagnostic>) -> Result<Value, Diagnostic> {
+        let Kind::Number {
+            unit,
+            min,
+            max,
+            clamp,
+            ..
+        } = self.spec.kind
+        else {
+            return Err(self.bad(word, "a number"));
+        };
+        let number = match parse_number(&word.text, unit) {
+            Ok(number) => number,
+            Err(NumberFault::Form) if unit.is_time() => {
+                return Err(self.bad(word, "a number, with `ms`, `s`, `m` or `h` if need be"));
+            }
+            Err(NumberFault::Form) => {
+                return Err(self.bad(word, "a number, with K, M or G if need be"));
+            }
+            // Too large for any range.
+            Err(NumberFault::Overflow) => u64::MAX,
+        };
+        let range = min * unit.factor()..=max * unit.factor();
+        if range.contains(&number) {
+            return Ok(Value::Number(number));
+        }
+        if clamp {
+            let used = number.clamp(*range.start(), *range.end());
+            let kind = DiagnosticKind::Clamped {
+                option: self.spec.name.to_owned(),
+                value: shown(&word.text),
+                used: (used / unit.factor()).to_string(),
+            };
+            notes.push(self.fail(kind, word));
+            return Ok(Value::Number(used));
+        }
+        let kind = DiagnosticKind::OutOfRange {
+            option: self.spec.name.to_owned(),
+            value: shown(&word.text),
+            min: min.to_string(),
+            max: max.to_string(),
+            unit: unit.name().to_owned(),
+        };
+        Err(self.fail(kind, word))
+    }
+
+    fn choice(&self, word: &Word, words: &'static [&'static str]) -> Result<Value, Diagnostic> {
+        if let Some(choice) = words
+            .iter()
+            .find(|choice| choice.eq_ignore_ascii_case(&word.text))
+        {
+            return Ok(Value::Text((*choice).to_owned()));
+        }
+        let kind = DiagnosticKind::BadChoice {
+            option: self.spec.name.to_owned(),
+            value: shown(&word.text),
+            choices: words.join(", "),
+        };
+        Err(self
+            .fail(kind, word)
+            .suggest(&word.text, words.iter().copied()))
+    }
+}
+
+/// What an option without a value lacks.
+fn needs(kind: Kind) -> String {
+    match kind {
+        Kind::Flag { .. } => "`yes` or `no`".to_owned(),
+        Kind::Number { min, max, unit, .. } => {
+            format!("a number from {min} to {max}{}", unit.name())
+        }
+        Kind::Choice(words) => format!("one of {}", words.join(", ")),
+        Kind::Text { .. } | Kind::Words => "a value".to_owned(),
+    }
+}
+
+/// Why a text is not a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NumberFault {
+    /// Not digits with one of the known suffixes.
+    Form,
+    /// More than 64 bits.
+    Overflow,
+}
+
+/// `50`, `50M`, `8s` (sectors), `250ms`, `3s` (time) to the finest unit of the kind.
+pub fn parse_number(text: &str, unit: Unit) -> Result<u64, NumberFault> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, suffix) = text.split_at(digits);
+    if number.is_empty() {
+        return Err(NumberFault::Form);
+    }
+    let factor = match (suffix, unit.is_time()) {
+        ("", _) => unit.factor(),
+        ("ms", true) => 1,
+        ("s", true) => 1000,
+        ("m" | "min", true) => 60_000,
+        ("h", true) => 3_600_000,
+        ("s", false) if unit != Unit::Count => 512,
+        ("k" | "K", false) => 1 << 10,
+        ("m" | "M", false) => 1 << 20,
+        ("g" | "G", false) => 1 << 30,
+        ("t" | "T", false) => 1 << 40,
+        _ => return Err(NumberFault::Form),
+    };
+    let number: u64 = number.parse().map_err(|_| NumberFault::Overflow)?;
+    number.checked_mul(factor).ok_or(NumberFault::Overflow)
+}
+
+/// A type that a field of the model can have.
+pub trait Field: Sized {
+    /// From what was written or the default. Values have been checked against the schema, a test
+    /// shows that each field fits its kind.
+    fn read(value: Option<&Value>) -> Self;
+    /// The reverse; `None` = unset.
+    fn write(&self) -> Option<Value>;
+}
+
+impl Field for u32 {
+    fn read(value: Option<&Value>) -> u32 {
+        u32::try_from(u64::read(value)).unwrap_or(u32::MAX)
+    }
+
+    fn write(&self) -> Option<Value> {
+        Some(Value::Number(u64::from(*self)))
+    }
+}
+
+impl Field for u64 {
+    fn read(value: Option<&Value>) -> u64 {
+        match value {
+            Some(Value::Number(number)) => *number,
+            _ => 0,
+        }
+    }
+
+    fn write(&self) -> Option<Value> {
+        Some(Value::Number(*self))
+    }
+}
+
+impl Field for Duration {
+    fn read(value: Option<&Value>) -> Duration {
+        Duration::from_millis(u64::read(value))
+    }
+
+    fn write(&self) -> Option<Value> {
+        u64::try_from(self.as_millis()).ok().map(Value::Number)
+    }
+}
+
+impl Field for Option<String> {
+    fn read(value: Option<&Value>) -> Option<String> {
+        match value {
+            Some(Value::Text(text)) => Some(text.clone()),
+            _ => None,
+        }
+    }
+
+    fn write(&self) -> Option<Value> {
+        self.clone().map(Value::Text)
+    }
+}
+
+/// When a write counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    A,
+    B,
+    C,
+}
+
+impl Protocol {
+    /// Its letter.
+    pub fn letter(self) -> char {
+        match self {
+            Protocol::A => 'A',
+            Protocol::B => 'B',
+            Protocol::C => 'C',
+        }
+    }
+}
+
+impl Field for Protocol {
+    fn read(value: Option<&Value>) -> Protocol {
+        match value {
+            Some(Value::Text(text)) if text == "A" => Protocol::A,
+            Some(Value::Text(text)) if text == "B" => Protocol::B,
+            _ => Protocol::C,
+        }
+    }
+
+    fn write(&self) -> Option<Value> {
+        Some(Value::Text(self.letter().to_string()))
+    }
+}
+
+/// How payload reaches the front end's buffers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DataPath {
+    /// The best that works.
+    Auto,
+    /// Through buffers of the data plane.
+    Copy,
+}
+
+impl Field for DataPath {
+    fn read(value: Option<&Value>) -> DataPath {
+        match value {
+            Some(Value::Text(text)) if text == "copy" => DataPath::Copy,
+            _ => DataPath::Auto,
+        }
+    }
+
+    fn write(&self) -> Option<Value> {
+        let text = match self {
+            DataPath::Auto => "auto",
+            DataPath::Copy => "copy",
+        };
+        Some(Value::Text(text.to_owned()))
+    }
+}
+
+/// Makes the typed form of a section's implemented options.
+macro_rules! option_struct {
+    ($(#[$doc:meta])* $name:ident in $section:expr; $($(#[$field_doc:meta])* $field:ident: $type:ty = $option:literal,)*) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub struct $name {
+            $($(#[$field_doc])* pub $field: $type,)*
+        }
+
+        impl $name {
+            /// The section of the options.
+            pub const SECTION: Section = $section;
+
+            /// Takes each option from the first layer that sets it, else its default.
+            pub fn resolve(layers: &[&Settings]) -> $name {
+                $name {
+                    $($field: <$type as Field>::read(effective($section, layers, $option).as_ref()),)*
+                }
+            }
+
+            /// The value of an option by its name; `None` if it is unset or not one of these.
+            pub fn get(&self, name: &str) -> Option<Value> {
+                match name {
+                    $($option => self.$field.write(),)*
+                    _ => None,
+                }
+            }
+
+            /// Names of the options.
+            pub const NAMES: &[&str] = &[$($option),*];
+        }
+
+        impl Default for $name {
+            fn default() -> $name {
+                $name::resolve(&[])
+            }
+        }
+    };
+}
+
+fn effective(section: Section, layers: &[&Settings], name: &str) -> Option<Value> {
+    layers
+        .iter()
+        .find_map(|layer| layer.get(name))
+        .map(|setting| setting.value.clone())
+        .or_else(|| {
+            let found = schema::find(section, name)?;
+            default_value(found.spec)
+        })
+}
+
+option_struct! {
+    /// Options of the connection (`net`).
+    NetOptions in Section::Net;
+    /// When a write counts.
+    protocol: Protocol = "protocol",
+    /// Times `ko_count`: how long a peer that answers pings may take to finish a write.
+    timeout: Duration = "timeout",
+    /// Pause between attempts to connect.
+    connect_interval: Duration = "connect-int",
+    /// Idle time before a ping.
+    ping_interval: Duration = "ping-int",
+    /// How long the answer to a ping may take.
+    ping_timeout: Duration = "ping-timeout",
+    /// See `timeout`; 0 switches the rule off.
+    ko_count: u32 = "ko-count",
+    /// Bytes that may be on their way to the peer; 0 = chosen automatically.
+    send_buffer: u64 = "sndbuf-size",
+    /// Name of a hash. Whatever it says, the challenge is the built-in one, keyed BLAKE3.
+    cram_hmac_alg: Option<String> = "cram-hmac-alg",
+    /// Key of the connection's authentication.
+    shared_secret: Option<String> = "shared-secret",
+    /// How payload reaches the front end's buffers.
+    data_path: DataPath = "data-path",
+}
+
+option_struct! {
+    /// Options of a volume's disk (`disk`).
+    DiskOptions in Section::Disk;
+    /// Extents of 4 MiB that may be written without a metadata write.
+    al_extents: u32 = "al-extents",
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_are_those_of_the_option_unless_written() {
+        use Unit::{Count, KibPerSecond, Milliseconds, Seconds, Sectors, Tenths};
+        assert_eq!(parse_number("5", Tenths), Ok(500));
+        assert_eq!(parse_number("250ms", Tenths), Ok(250));
+        assert_eq!(parse_number("3s", Tenths), Ok(3000));
+        assert_eq!(parse_number("5m", Seconds), Ok(300_000));
+        assert_eq!(parse_number("100", Milliseconds), Ok(100));
+        assert_eq!(parse_number("50M", KibPerSecond), Ok(50 << 20));
+        assert_eq!(parse_number("250", KibPerSecond), Ok(250 << 10));
+        assert_eq!(parse_number("8s", KibPerSecond), Ok(4096));
+        assert_eq!(parse_number("2", Sectors), Ok(1024));
+        assert_eq!(parse_number("8k", Count), Ok(8192));
+    }
+
+    #[test]
+    fn what_is_no_number_is_refused() {
+        use NumberFault::{Form, Overflow};
+        for text in ["", "x", "-1", "1.5s", "3x", "K", "5 "] {
+            assert_eq!(parse_number(text, Unit::Seconds), Err(Form), "{text}");
+        }
+        assert_eq!(parse_number("8s", Unit::Count), Err(Form));
+        assert_eq!(parse_number("3ms", Unit::Bytes), Err(Form));
+        assert_eq!(
+            parse_number("99999999999999999999", Unit::Count),
+            Err(Overflow)
+        );
+        assert_eq!(
+            parse_number("18446744073709551615K", Unit::Count),
+            Err(Overflow)
+        );
+    }
+
+    #[test]
+    fn every_implemented_option_has_a_field_and_every_field_an_option() {
+        let named = |section| match section {
+            Section::Net => NetOptions::NAMES,
+            Section::Disk => DiskOptions::NAMES,
+            _ => &[],
+        };
+        for section in [
+            Section::Global,
+            Section::Net,
+            Section::Disk,
+            Section::Options,
+            Section::Startup,
+            Section::Handlers,
+        ] {
+            for spec in schema::options(section) {
+                let field = named(section).contains(&spec.name);
+                match spec.support {
+                    Support::Implemented => assert!(field, "{} has no field", spec.name),
+                    Support::NotYet | Support::NoEffect(_) => {
+                        assert!(!field, "{} has a field", spec.name);
+                    }
+                    // With one value there is nothing to know.
+                    Support::Only(values) => assert_eq!(field, values.len() > 1, "{}", spec.name),
+                }
+            }
+            for name in named(section) {
+                assert!(schema::find(section, name).is_some(), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_field_keeps_the_default_of_its_option() {
+        let net = NetOptions::default();
+        for name in NetOptions::NAMES {
+            let spec = schema::find(Section::Net, name).unwrap().spec;
+            assert_eq!(net.get(name), default_value(spec), "{name}");
+        }
+        assert_eq!(net.timeout, Duration::from_secs(6));
+        assert_eq!(net.ping_timeout, Duration::from_millis(500));
+        assert_eq!(net.ko_count, 7);
+        assert_eq!(DiskOptions::default().al_extents, 1237);
+    }
+
+    #[test]
+    fn values_are_written_in_their_own_unit_if_they_can_be() {
+        let spec = |name| schema::find(Section::Syncer, name).unwrap().spec;
+        assert_eq!(write_value(spec("ping-timeout"), &Value::Number(500)), "5");
+        assert_eq!(
+            write_value(spec("ping-timeout"), &Value::Number(250)),
+            "250ms"
+        );
+        assert_eq!(write_value(spec("resync-rate"), &Value::Number(512)), "1s");
+        assert_eq!(
+            write_value(spec("shared-secret"), &Value::Text("a\"b".to_owned())),
+            "\"a\\\"b\""
+        );
+    }
+}

@@ -1,0 +1,302 @@
+//! Connections to the peer, until they carry frames: the node with the lower id dials, the other
+//! one listens. When the handshake has succeeded, the descriptor goes to the ring thread.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use lockstep_transport::hello::{
+    Direction, Handshake, HelloConfig, HelloError, Progress, Refusal, Secret,
+};
+use lockstep_transport::socket::{SocketProfile, Tuning};
+use tokio::net::TcpListener;
+use tokio::sync::{oneshot, watch};
+use tokio::time::{sleep, timeout};
+use tokio_uring::buf::BoundedBuf;
+
+use super::lines::{First, connect, first};
+use super::orders::{LinkWish, Order, Orders};
+use crate::agent::protocol::ServeConfig;
+use crate::engine::NodeId;
+
+/// How long a connection may take to be made and agreed on.
+const HANDSHAKE: Duration = Duration::from_secs(4);
+
+/// The pause after the first failed try; it doubles up to `connect-int`.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+
+/// A link that lived this long was a success: the next try is quick again.
+const STABLE: Duration = Duration::from_secs(5);
+
+/// The pause before listening is tried again.
+const LISTEN_PAUSE: Duration = Duration::from_secs(1);
+
+/// Handshakes at once; further connections are closed.
+const MAX_GUESTS: usize = 8;
+
+/// Why a connection did not come about.
+#[derive(Debug, thiserror::Error)]
+enum ConnectError {
+    #[error("cannot connect to {address}: {error}")]
+    Dial {
+        address: SocketAddr,
+        error: io::Error,
+    },
+    #[error("cannot listen at {address}: {error}")]
+    Listen {
+        address: SocketAddr,
+        error: io::Error,
+    },
+    #[error("the connection broke during the handshake: {0}")]
+    Socket(#[from] io::Error),
+    #[error("the peer closed the connection during the handshake")]
+    Closed,
+    #[error("the handshake did not end within {} s", HANDSHAKE.as_secs())]
+    Timeout,
+    #[error("{0}")]
+    Hello(#[from] HelloError),
+}
+
+/// What the last try met, for `status`.
+pub type Failure = Rc<RefCell<Option<String>>>;
+
+/// Makes connections as long as the engine wants one.
+#[derive(Clone)]
+pub struct Connector {
+    own: SocketAddr,
+    peer: SocketAddr,
+    hello: HelloParts,
+    profile: SocketProfile,
+    /// Upper bound of the pause between two tries.
+    interval: Duration,
+    orders: Orders,
+    wish: watch::Receiver<LinkWish>,
+    failure: Failure,
+}
+
+/// What every handshake of the resource has in common.
+#[derive(Clone)]
+struct HelloParts {
+    resource: String,
+    node: u8,
+    peer: u8,
+    secret: Option<Secret>,
+}
+
+impl Connector {
+    /// For a configuration whose addresses have been checked.
+    pub fn new(
+        config: &ServeConfig,
+        (own, peer): (SocketAddr, SocketAddr),
+        orders: Orders,
+        wish: watch::Receiver<LinkWish>,
+        failure: Failure,
+    ) -> Connector {
+        Connector {
+            own,
+            peer,
+            hello: HelloParts {
+                resource: config.resource.clone(),
+                node: config.node,
+                peer: config.peer,
+                secret: Secret::new(config.shared_secret.as_bytes()),
+            },
+            profile: SocketProfile {
+                tuning: match config.protocol {
+                    'A' => Tuning::A,
+                    _ => Tuning::Synchronous,
+                },
+                timeout: Duration::from_millis(config.timeout),
+                send_buffer: 0,
+                receive_buffer: 0,
+            },
+            interval: Duration::from_millis(config.connect_interval).max(FIRST_PAUSE),
+            orders,
+            wish,
+            failure,
+        }
+    }
+
+    /// Dials or listens for ever.
+    pub async fn run(self) {
+        if self.hello.node < self.hello.peer {
+            self.dial_for_ever().await;
+        } else {
+            self.listen_for_ever().await;
+        }
+    }
+
+    /// True when a link is wanted, and, with `missing`, there is none; false when the ring thread
+    /// is gone.
+    async fn wanted(&mut self, missing: bool) -> bool {
+        let wanted = |wish: &LinkWish| wish.want && !(missing && wish.up);
+        self.wish.wait_for(wanted).await.is_ok()
+    }
+
+    async fn dial_for_ever(mut self) {
+        let mut pause = Duration::ZERO;
+        let mut last_up: Option<Instant> = None;
+        while self.wanted(true).await {
+            if last_up.is_some_and(|up| up.elapsed() > STABLE) {
+                pause = Duration::ZERO;
+            }
+            sleep(pause).await;
+            pause = (pause * 2).clamp(FIRST_PAUSE, self.interval);
+            let wish = *self.wish.borrow();
+            if !wish.want || wish.up {
+                continue;
+            }
+            match self.dial().await {
+                Ok(()) => last_up = Some(Instant::now()),
+                Err(error) => self.failed(&error),
+            }
+        }
+    }
+
+    async fn dial(&self) -> Result<(), ConnectError> {
+        let address = self.peer;
+        let failed = |error| ConnectError::Dial { address, error };
+        let socket = match timeout(HANDSHAKE, connect(self.own, address)).await {
+            Ok(socket) => socket.map_err(failed)?,
+            Err(_) => return Err(failed(io::ErrorKind::TimedOut.into())),
+        };
+        self.greet(socket, Direction::Dialer).await
+    }
+
+    async fn listen_for_ever(mut self) {
+        while self.wanted(false).await {
+            match TcpListener::bind(self.own).await {
+                Ok(listener) => self.accept_while_wanted(&listener).await,
+                Err(error) => {
+                    let address = self.own;
+                    self.failed(&ConnectError::Listen { address, error });
+                    sleep(LISTEN_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    async fn accept_while_wanted(&mut self, listener: &TcpListener) {
+        let guests = Rc::new(Cell::new(0));
+        let mut wish = self.wish.clone();
+        loop {
+            let unwanted = wish.wait_for(|wish| !wish.want);
+            let accepted = match first(listener.accept(), unwanted).await {
+                First::Other(_) => return,
+                First::One(accepted) => accepted,
+            };
+            match accepted.and_then(|(stream, from)| Ok((stream.into_std()?, from))) {
+                Ok((stream, from)) => self.welcome(stream, from, &guests),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection of the peer");
+                    sleep(LISTEN_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Runs the handshake with a guest beside others.
+    fn welcome(&self, stream: TcpStream, from: SocketAddr, guests: &Rc<Cell<usize>>) {
+        if from.ip() != self.peer.ip() {
+            tracing::warn!(%from, "connection from an address that is not the peer's");
+            return;
+        }
+        if guests.get() >= MAX_GUESTS {
+            return;
+        }
+        guests.set(guests.get() + 1);
+        let guests = Rc::clone(guests);
+        let myself = self.clone();
+        tokio_uring::spawn(async move {
+            if let Err(error) = myself.greet(stream, Direction::Listener).await {
+                myself.failed(&error);
+            }
+            guests.set(guests.get() - 1);
+        });
+    }
+
+    fn failed(&self, error: &ConnectError) {
+        let text = error.to_string();
+        let mut failure = self.failure.borrow_mut();
+        if failure.as_ref() != Some(&text) {
+            tracing::warn!(resource = self.hello.resource, "{text}");
+            *failure = Some(text);
+        }
+    }
+
+    /// Runs the handshake, within its limit, and hands the connection over.
+    async fn greet(&self, socket: TcpStream, direction: Direction) -> Result<(), ConnectError> {
+        self.profile.apply(&socket).map_err(io::Error::from)?;
+        // Reads of the ring shall wait, not ask to try again.
+        socket.set_nonblocking(false)?;
+        let Ok(done) = timeout(HANDSHAKE, self.shake(&socket, direction)).await else {
+            // Ends the read that is still in the ring. It fails only on a broken connection.
+            let _ = socket.shutdown(Shutdown::Both);
+            return Err(ConnectError::Timeout);
+        };
+        done?;
+        let (taken, answer) = oneshot::channel();
+        self.orders.send(Order::Link {
+            socket: socket.into(),
+            peer: NodeId(self.hello.peer),
+            low_water: self.profile.low_water(),
+            taken,
+        });
+        // An error means that the ring thread is ending.
+        let _ = answer.await;
+        *self.failure.borrow_mut() = None;
+        Ok(())
+    }
+
+    async fn shake(&self, socket: &TcpStream, direction: Direction) -> Result<(), ConnectError> {
+        let mut nonce = [0; 32];
+        getrandom::fill(&mut nonce).map_err(|error| io::Error::other(error.to_string()))?;
+        let mut handshake = Handshake::new(HelloConfig {
+            direction,
+            resource: self.hello.resource.clone(),
+            node: self.hello.node,
+            peer: self.hello.peer,
+            secret: self.hello.secret.clone(),
+            features: 0,
+            nonce,
+        })?;
+        // A duplicate: tokio-uring gives no descriptor back.
+        let stream = tokio_uring::net::TcpStream::from_std(socket.try_clone()?);
+        loop {
+            if !self.wish.borrow().want {
+                handshake.refuse(Refusal::Busy);
+            }
+            send(&stream, handshake.output()).await?;
+            let wants = handshake.wants();
+            let (count, bytes) = stream.read(vec![0; wants].slice(..wants)).await;
+            let bytes = bytes.into_inner();
+            let came = bytes.get(..count?).unwrap_or(&[]);
+            if came.is_empty() && wants > 0 {
+                return Err(ConnectError::Closed);
+            }
+            let progress = handshake.input(came);
+            let last_words = handshake.output();
+            match progress {
+                Ok(Progress::More) => send(&stream, last_words).await?,
+                Ok(Progress::Done(_)) => {
+                    send(&stream, last_words).await?;
+                    return Ok(());
+                }
+                Err(error) => {
+                    // The peer may have left; our reason is the one to report.
+                    let _ = send(&stream, last_words).await;
+                    return Err(error.into());
+                }
+            }
+        }
+    }
+}
+
+async fn send(stream: &tokio_uring::net::TcpStream, bytes: Vec<u8>) -> io::Result<()> {
+    if bytes.is_empty() {
+        return Ok(());
+    }
+    stream.write_all(bytes).await.0
+}

@@ -1,0 +1,287 @@
+//! The control thread: talks JSON with the agent and hands what it asks for to the ring thread.
+//!
+//! Each connection of the agent is served by a task of its own, one request after the other. When
+//! the agent dies its connections end and the listener stays: a later agent goes on.
+
+use std::cell::RefCell;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{broadcast, oneshot, watch};
+
+use super::attach;
+use super::connect::{Connector, Failure};
+use super::lines::{First, LineError, Lines, Request, first};
+use super::orders::{Answer, LinkWish, Order, Orders};
+use super::serve::Addresses;
+use super::status::render;
+use crate::agent::protocol::{
+    ErrorKind, ErrorReply, Reply, ServeConfig, ServeNotice, ServeRequest,
+};
+use crate::engine::{Command, Ground, VolumeId};
+
+/// Connections of agents at once; commands and streams of one agent are a handful.
+const MAX_CONNECTIONS: usize = 64;
+
+/// The pause after a failed accept.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+
+/// What the control thread starts with.
+pub struct Control {
+    pub config: ServeConfig,
+    pub addresses: Addresses,
+    pub orders: Orders,
+    pub notices: broadcast::Sender<ServeNotice>,
+    pub wish: watch::Receiver<LinkWish>,
+    /// The agent's listening socket.
+    pub listener: std::os::unix::net::UnixListener,
+    /// The connection on which the configuration came; it waits for its reply.
+    pub first: std::os::unix::net::UnixStream,
+}
+
+/// What the tasks share.
+struct Shared {
+    config: ServeConfig,
+    orders: Orders,
+    notices: broadcast::Sender<ServeNotice>,
+    failure: Failure,
+}
+
+impl Control {
+    /// Serves the agent and keeps the connection to the peer; ends with the process.
+    pub async fn run(self) -> std::io::Result<()> {
+        // Held so that these signals do nothing: the agent orders the end.
+        let _ignored = ignore_signals()?;
+        let failure: Failure = Rc::new(RefCell::new(None));
+        let Addresses { own, peer } = self.addresses;
+        let connector = Connector::new(
+            &self.config,
+            (own, peer),
+            self.orders.clone(),
+            self.wish,
+            Rc::clone(&failure),
+        );
+        tokio_uring::spawn(connector.run());
+        let shared = Rc::new(Shared {
+            config: self.config,
+            orders: self.orders,
+            notices: self.notices,
+            failure,
+        });
+        let lines = Lines::new(UnixStream::from_std(self.first)?);
+        if let Err(error) = lines.send(&Reply::Done(Value::Null)).await {
+            tracing::warn!(%error, "the agent left before it heard that it is configured");
+        }
+        let open = Rc::new(());
+        tokio_uring::spawn(serve(Rc::clone(&shared), lines, Rc::clone(&open)));
+        let listener = UnixListener::from_std(self.listener)?;
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) if Rc::strong_count(&open) <= MAX_CONNECTIONS => {
+                    let lines = Lines::new(stream);
+                    tokio_uring::spawn(serve(Rc::clone(&shared), lines, Rc::clone(&open)));
+                }
+                Ok(_) => tracing::warn!("too many connections of the agent"),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection of the agent");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+/// Takes over the signals that would end the process.
+fn ignore_signals() -> std::io::Result<Vec<tokio::signal::unix::Signal>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let kinds = [
+        SignalKind::terminate(),
+        SignalKind::interrupt(),
+        SignalKind::hangup(),
+        SignalKind::user_defined1(),
+        SignalKind::user_defined2(),
+    ];
+    kinds.into_iter().map(signal).collect()
+}
+
+/// Serves one connection. `_open` counts it.
+async fn serve(shared: Rc<Shared>, mut lines: Lines, _open: Rc<()>) {
+    loop {
+        let request = match lines.next().await {
+            Ok(Some(request)) => request,
+            Ok(None) => return,
+            Err(error) => {
+                // The agent may have left.
+                let _ = lines.send(&Reply::Error(bad_line(&error))).await;
+                return;
+            }
+        };
+        let more = match request {
+            (ServeRequest::Events, _) => {
+                shared.stream(&mut lines).await;
+                false
+            }
+            (ServeRequest::Shutdown, _) => shared.shut_down(&lines).await,
+            request => {
+                let reply = match shared.answer(request).await {
+                    Ok(value) => Reply::Done(value),
+                    Err(error) => Reply::Error(error),
+                };
+                lines.send(&reply).await.is_ok()
+            }
+        };
+        if !more {
+            return;
+        }
+    }
+}
+
+fn bad_line(error: &LineError) -> ErrorReply {
+    ErrorReply::new(
+        ErrorKind::Usage,
+        error,
+        "agent and data plane must be of the same version",
+    )
+}
+
+/// The ring thread does not answer any more.
+fn gone() -> ErrorReply {
+    ErrorReply::new(
+        ErrorKind::Failed,
+        "the data plane is ending",
+        "the agent starts it again; repeat the command",
+    )
+}
+
+impl Shared {
+    async fn answer(&self, (request, descriptors): Request) -> Answer {
+        match request {
+            ServeRequest::Configure(config) => self.configure(&config),
+            ServeRequest::Attach { volume } => self.attach(volume, descriptors).await,
+            ServeRequest::Detach { volume } => {
+                let volume = VolumeId(volume);
+                self.command(Command::Detach { volume }).await
+            }
+            ServeRequest::Connect { discard_my_data } => {
+                self.command(Command::Connect { discard_my_data }).await
+            }
+            ServeRequest::Disconnect => self.command(Command::Disconnect).await,
+            ServeRequest::Primary { force } => {
+                let ground = Ground::Operator;
+                self.command(Command::Primary { force, ground }).await
+            }
+            ServeRequest::Secondary => self.command(Command::Secondary).await,
+            ServeRequest::Invalidate { volume } => {
+                let volume = VolumeId(volume);
+                self.command(Command::Invalidate { volume }).await
+            }
+            ServeRequest::Status => self.status().await,
+            ServeRequest::QueueConfirmed { volume } => {
+                let volume = VolumeId(volume);
+                self.ask(|reply| Order::QueueConfirmed { volume, reply })
+                    .await
+            }
+            ServeRequest::Shutdown => self.command(Command::Shutdown).await,
+            // Has a reply of its own kind.
+            ServeRequest::Events => Ok(Value::Null),
+        }
+    }
+
+    /// The same configuration again is fine; another one needs another process.
+    fn configure(&self, config: &ServeConfig) -> Answer {
+        if *config == self.config {
+            return Ok(Value::Null);
+        }
+        let name = &self.config.resource;
+        Err(ErrorReply::new(
+            ErrorKind::Refused,
+            format!("{name} runs with another configuration"),
+            format!("`lockstep down {name}`, then `lockstep up {name}`"),
+        ))
+    }
+
+    async fn ask(&self, order: impl FnOnce(super::orders::Reply) -> Order) -> Answer {
+        let (reply, answer) = oneshot::channel();
+        self.orders.send(order(reply));
+        answer.await.unwrap_or_else(|_| Err(gone()))
+    }
+
+    async fn command(&self, command: Command) -> Answer {
+        self.ask(|reply| Order::Command { command, reply }).await
+    }
+
+    async fn attach(&self, volume: u16, descriptors: Vec<OwnedFd>) -> Answer {
+        let mut volumes = self.config.volumes.iter();
+        let Some(configured) = volumes.find(|entry| entry.volume == volume) else {
+            let name = &self.config.resource;
+            return Err(ErrorReply::new(
+                ErrorKind::Usage,
+                format!("{name} has no volume {volume}"),
+                format!("`lockstep dump {name}` shows its volumes"),
+            ));
+        };
+        let disk = attach::open(descriptors, configured.internal_meta).await?;
+        let damage = &disk.recovered.damage;
+        if *damage != crate::store::Damage::default() {
+            tracing::warn!(
+                volume,
+                ?damage,
+                "metadata was damaged; what it covers is dirty"
+            );
+        }
+        let (volume, disk) = (VolumeId(volume), Box::new(disk));
+        self.ask(|reply| Order::Attach {
+            volume,
+            disk,
+            reply,
+        })
+        .await
+    }
+
+    async fn status(&self) -> Answer {
+        let (reply, answer) = oneshot::channel();
+        self.orders.send(Order::Status { reply });
+        let snapshot = answer.await.map_err(|_| gone())?;
+        let failure = self.failure.borrow();
+        Ok(render(&self.config, &snapshot, failure.as_deref()))
+    }
+
+    /// Streams notices until the agent closes.
+    async fn stream(&self, lines: &mut Lines) {
+        let mut notices = self.notices.subscribe();
+        loop {
+            let notice = match first(notices.recv(), lines.closed()).await {
+                First::One(Ok(notice)) => notice,
+                // The listener was slow: whatever it missed, it will look again.
+                First::One(Err(RecvError::Lagged(_))) => {
+                    ServeNotice::Changed("several things".to_owned())
+                }
+                First::One(Err(RecvError::Closed)) | First::Other(()) => return,
+            };
+            let Ok(item) = serde_json::to_value(&notice) else {
+                return;
+            };
+            if lines.send(&Reply::Item(item)).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Ends the resource in order, and with it the process. Returns when that was refused: whether
+    /// the connection goes on.
+    async fn shut_down(&self, lines: &Lines) -> bool {
+        match self.command(Command::Shutdown).await {
+            Ok(value) => {
+                // The agent may have left; the order stands.
+                let _ = lines.send(&Reply::Done(value)).await;
+                tracing::info!(resource = self.config.resource, "ends in order");
+                std::process::exit(0);
+            }
+            Err(error) => lines.send(&Reply::Error(error)).await.is_ok(),
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! What other threads tell the ring thread, and what it tells them.
+
+use std::os::fd::OwnedFd;
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use serde_json::Value;
+use tokio::sync::{broadcast, oneshot, watch};
+
+use super::attach::OpenedDisk;
+use super::device::DeviceOrder;
+use super::ring::Waker;
+use super::status::Snapshot;
+use crate::agent::protocol::{ErrorReply, ServeNotice};
+use crate::engine::{Command, NodeId, VolumeId};
+
+/// Notices that a slow listener may be behind before it misses some.
+const NOTICE_BACKLOG: usize = 256;
+
+/// How a request of the agent ended.
+pub type Answer = Result<Value, ErrorReply>;
+
+/// Where an answer goes. Nobody may be waiting any more.
+pub type Reply = oneshot::Sender<Answer>;
+
+/// An order to the ring thread.
+pub enum Order {
+    /// A command for the engine.
+    Command {
+        command: Command,
+        reply: Reply,
+    },
+    /// A disk that was opened and read.
+    Attach {
+        volume: VolumeId,
+        disk: Box<OpenedDisk>,
+        reply: Reply,
+    },
+    /// A connection whose handshake is done.
+    Link {
+        socket: OwnedFd,
+        peer: NodeId,
+        /// TCP_NOTSENT_LOWAT in bytes.
+        low_water: Option<u32>,
+        /// Answered when the link counts as up.
+        taken: oneshot::Sender<()>,
+    },
+    Status {
+        reply: oneshot::Sender<Snapshot>,
+    },
+    /// The agent has made the queue settings of a volume's device.
+    QueueConfirmed {
+        volume: VolumeId,
+        reply: Reply,
+    },
+    Device(DeviceOrder),
+}
+
+/// The sending side; one per thread that has orders.
+#[derive(Clone)]
+pub struct Orders {
+    sender: Sender<Order>,
+    waker: Waker,
+}
+
+impl Orders {
+    /// Hands an order over and wakes the ring thread. The ring thread ends only with the process,
+    /// so there is somebody to take it.
+    pub fn send(&self, order: Order) {
+        if self.sender.send(order).is_ok() {
+            self.waker.wake();
+        }
+    }
+}
+
+/// The way to the ring thread.
+pub fn orders(waker: Waker) -> (Orders, Receiver<Order>) {
+    let (sender, receiver) = channel();
+    (Orders { sender, waker }, receiver)
+}
+
+/// Whether connections are to be made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LinkWish {
+    /// The engine wants a link.
+    pub want: bool,
+    /// It has one.
+    pub up: bool,
+}
+
+/// The way from the ring thread.
+pub struct Reports {
+    pub notices: broadcast::Sender<ServeNotice>,
+    pub wish: watch::Sender<LinkWish>,
+}
+
+impl Reports {
+    /// Nobody listens yet.
+    pub fn new() -> Reports {
+        Reports {
+            notices: broadcast::channel(NOTICE_BACKLOG).0,
+            wish: watch::channel(LinkWish::default()).0,
+        }
+    }
+
+    /// Tells whoever listens.
+    pub fn notice(&self, notice: ServeNotice) {
+        // An error means that nobody listens.
+        let _ = self.notices.send(notice);
+    }
+}
