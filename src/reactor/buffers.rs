@@ -50,9 +50,6 @@ pub struct Region {
     len: usize,
 }
 
-// SAFETY: the region is the only owner of its mapping, which no thread is tied to.
-unsafe impl Send for Region {}
-
 impl Region {
     /// Maps and touches `len` bytes.
     pub fn new(len: usize) -> io::Result<Region> {
@@ -79,13 +76,6 @@ impl Region {
         // SAFETY: `offset` is inside the mapping.
         let start = unsafe { self.start.as_ptr().add(offset) };
         Some(Memory { start, len })
-    }
-
-    /// The first `len` bytes, at most all, of a region that the ring does not name.
-    pub fn bytes_mut(&mut self, len: usize) -> &mut [u8] {
-        // SAFETY: inside the mapping, which nobody else touches while `self` is borrowed: the
-        // caller has nothing in flight on it.
-        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), len.min(self.len)) }
     }
 }
 
