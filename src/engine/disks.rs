@@ -536,6 +536,15 @@ impl Engine {
     /// The tracked ranges replace the log after a crash of this process only while the bitmap on
     /// disk has every bit that memory has.
     pub(super) fn settle_tracking(&mut self) {
+        // After a sync all bits are clear again, and nothing else would ever store the pages.
+        let connected = self.replicating().is_some();
+        for v in &mut self.volumes {
+            let settled = connected && v.has_disk() && v.bitmap.count() == 0;
+            if settled && v.bitmap.unsaved() && !v.save_bitmap {
+                v.save_bitmap = true;
+                self.progress = true;
+            }
+        }
         let exact = !self
             .volumes
             .iter()

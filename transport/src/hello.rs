@@ -673,6 +673,23 @@ mod tests {
         assert_eq!(ending, Err(HelloError::Refused(Refusal::Authentication)));
     }
 
+    /// A listener without the secret that returns the dialer's own proof.
+    #[test]
+    fn an_echoed_proof_does_not_authenticate() {
+        let mut victim = Handshake::new(dialer("s")).expect("config");
+        let mut feed = |bytes: &[u8]| {
+            let (prefix, body) = bytes.split_at(PREFIX_LEN);
+            victim.input(prefix).expect("prefix");
+            let progress = victim.input(body);
+            (progress, victim.output())
+        };
+        let (progress, mut said) = feed(&encode_hello(&listener("unknown")));
+        assert_eq!(progress, Ok(Progress::More));
+        let proof = said.split_off(said.len() - PREFIX_LEN - PROOF_LEN);
+        let refused = Err(HelloError::Refused(Refusal::Authentication));
+        assert_eq!(feed(&proof).0, refused);
+    }
+
     /// A changed byte anywhere, with checksums made good again, lets neither side succeed with
     /// anything but what both asked for.
     #[test]
