@@ -47,7 +47,9 @@ fn nothing_is_left(dir: &TempDir) {
 /// The figures of a `demo: PASS` line.
 fn figures(line: &str) -> BTreeMap<&str, u64> {
     let rest = line.strip_prefix("demo: PASS ").expect(line);
-    let pairs = rest.split(' ').map(|pair| pair.split_once('=').expect(line));
+    let pairs = rest
+        .split(' ')
+        .map(|pair| pair.split_once('=').expect(line));
     pairs
         .map(|(key, value)| (key, value.parse().expect(line)))
         .collect()
@@ -60,7 +62,13 @@ fn the_story_holds() {
     assert_eq!(ran.code, 0, "{ran:?}");
     let figures = figures(last_line(&ran));
     let keys: Vec<&str> = figures.keys().copied().collect();
-    let expected = ["acked", "lost", "resynced_kib", "takeover_ms", "verified_kib"];
+    let expected = [
+        "acked",
+        "lost",
+        "resynced_kib",
+        "takeover_ms",
+        "verified_kib",
+    ];
     assert_eq!(keys, expected, "{ran:?}");
     assert_eq!(figures["lost"], 0);
     // The 8 MiB of the survivor, and load before it.
@@ -68,13 +76,22 @@ fn the_story_holds() {
     assert!(figures["resynced_kib"] >= 8 << 10, "{figures:?}");
     assert!(figures["resynced_kib"] < 32 << 10, "{figures:?}");
     // The disk without its metadata.
-    assert!((63 << 10..64 << 10).contains(&figures["verified_kib"]), "{figures:?}");
+    assert!(
+        (63 << 10..64 << 10).contains(&figures["verified_kib"]),
+        "{figures:?}"
+    );
     assert!(figures["takeover_ms"] > 0, "{figures:?}");
     for protocol in ["A ", "B ", "C "] {
-        let told = ran.out.lines().any(|line| line.trim_start().starts_with(protocol));
+        let told = ran
+            .out
+            .lines()
+            .any(|line| line.trim_start().starts_with(protocol));
         assert!(told, "no latency of {protocol}in {ran:?}");
     }
-    assert!(!ran.out.contains('\u{1b}'), "a log needs no cursor movements");
+    assert!(
+        !ran.out.contains('\u{1b}'),
+        "a log needs no cursor movements"
+    );
     nothing_is_left(&dir);
 }
 
@@ -96,7 +113,11 @@ fn an_interrupted_demo_cleans_up() {
         let text = told();
         fs::remove_file(&seen).expect("removes");
         assert_eq!(status.code(), Some(1), "{text}");
-        assert_eq!(text.lines().last(), Some("demo: FAIL interrupted"), "{text}");
+        assert_eq!(
+            text.lines().last(),
+            Some("demo: FAIL interrupted"),
+            "{text}"
+        );
         nothing_is_left(&dir);
     }
 }

@@ -11,6 +11,8 @@ use crate::target::ublk::{RecordError, UblkError};
 /// What ends the story early: a broken promise, or something that the demo needs and lacks.
 #[derive(Debug, Error)]
 pub enum Fault {
+    #[error(transparent)]
+    Disk(#[from] io::Error),
     #[error("{what}: {source}")]
     Io { what: String, source: io::Error },
     #[error("{what}: {source}")]

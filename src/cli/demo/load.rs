@@ -3,7 +3,11 @@
 //! A block's content follows from its number and a stamp that no other write has, so that a block
 //! read later says which write it came from, and damage shows wherever it is. The [`Ledger`]
 //! remembers per block the last acknowledged stamp, and the stamp of a write whose fate is open.
+//! Stamp 0 is what [`lay_out`] puts on a disk before the story begins.
 
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -12,6 +16,8 @@ use super::front::{Front, FrontError, Place};
 
 /// Bytes of a block.
 pub const BLOCK: usize = 4096;
+/// Blocks per write when a disk is laid out.
+const LAY_OUT: usize = 256;
 /// Blocks per request where blocks are written or read in a row.
 const RUN: u64 = 32;
 /// Writers at once: within the connections that an export takes.
@@ -21,11 +27,33 @@ const MAGIC: &[u8; 8] = b"LOCKDEMO";
 /// Magic, number and stamp.
 const HEADER: usize = 24;
 
-/// What is known about one block. Stamps begin at 1; 0 is none.
+/// Fills the first `bytes` of a disk with blocks of stamp 0. `progress` is told how many bytes are
+/// done, and ends the work by failing.
+pub fn lay_out<E: From<io::Error>>(
+    disk: &File,
+    bytes: u64,
+    mut progress: impl FnMut(u64) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut data = vec![0; BLOCK * LAY_OUT];
+    let mut at = 0;
+    while at < bytes {
+        let length = (bytes - at).min(data.len() as u64) as usize;
+        let part = &mut data[..length];
+        for (block, content) in (at / BLOCK as u64..).zip(part.chunks_exact_mut(BLOCK)) {
+            fill(content, block, 0);
+        }
+        disk.write_all_at(part, at)?;
+        at += length as u64;
+        progress(at)?;
+    }
+    Ok(disk.sync_data()?)
+}
+
+/// What is known about one block. Stamps of writes begin at 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Entry {
     acknowledged: u64,
-    /// Begun and not acknowledged: the block may hold it or not.
+    /// Begun and not acknowledged, so the block may hold it or not; 0 if there is none.
     open: u64,
 }
 
@@ -37,7 +65,7 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// For a volume of `bytes`, all zeroes so far.
+    /// For a volume of `bytes` that is as it was laid out.
     pub fn new(bytes: u64) -> Ledger {
         let blocks = usize::try_from(bytes / BLOCK as u64).unwrap_or(0);
         Ledger {
@@ -88,8 +116,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// Compares everything that was written, and its neighbourhood, with what `read` finds.
-    /// `progress` is told the number of blocks looked at.
+    /// Compares every block of the volume with what `read` finds. `progress` is told the number of blocks looked at.
     pub fn check<E>(
         &self,
         mut read: impl FnMut(u64, &mut [u8]) -> Result<(), E>,
@@ -100,9 +127,6 @@ impl Ledger {
         let mut expected = vec![0; BLOCK];
         let mut data = vec![0; BLOCK * RUN as usize];
         for (row, entries) in entries.chunks(RUN as usize).enumerate() {
-            if entries.iter().all(|entry| *entry == Entry::default()) {
-                continue;
-            }
             let first = row as u64 * RUN;
             let data = &mut data[..BLOCK * entries.len()];
             read(first * BLOCK as u64, data)?;
@@ -131,7 +155,7 @@ impl Ledger {
 /// What a check found.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Verdict {
-    /// Blocks that were written and are as they may be, or lost.
+    /// Blocks looked at.
     pub checked: u64,
     /// Blocks that are neither as acknowledged nor as an open write would leave them.
     pub lost: u64,
@@ -145,9 +169,7 @@ pub struct Verdict {
 
 impl Verdict {
     fn judge(&mut self, block: u64, entry: Entry, found: &[u8], expected: &mut [u8]) {
-        if entry != Entry::default() {
-            self.checked += 1;
-        }
+        self.checked += 1;
         if entry.open != 0 {
             fill(expected, block, entry.open);
             if found == expected {
@@ -156,18 +178,15 @@ impl Verdict {
             }
             self.open_undone += 1;
         }
-        match entry.acknowledged {
-            0 => expected.fill(0),
-            stamp => fill(expected, block, stamp),
-        }
+        fill(expected, block, entry.acknowledged);
         if found != expected {
             self.lost += 1;
             self.first.get_or_insert_with(|| {
-                let wanted = match entry.acknowledged {
-                    0 => "zeroes".to_owned(),
-                    stamp => format!("write {stamp}"),
-                };
-                format!("block {block} should hold {wanted}, holds {}", told(found))
+                let wanted = entry.acknowledged;
+                format!(
+                    "block {block} should hold write {wanted}, holds {}",
+                    told(found)
+                )
             });
         }
     }
@@ -268,5 +287,98 @@ impl Load {
             result = result.and(ended);
         }
         result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZE: u64 = 1 << 20;
+
+    /// A disk as laid out, in memory.
+    fn disk() -> Vec<u8> {
+        let file = tempfile::tempfile().expect("file");
+        lay_out(&file, SIZE, |_| io::Result::Ok(())).expect("lays out");
+        let mut data = vec![0; SIZE as usize];
+        file.read_exact_at(&mut data, 0).expect("reads");
+        data
+    }
+
+    fn check(ledger: &Ledger, disk: &[u8]) -> Verdict {
+        let read = |offset: u64, data: &mut [u8]| {
+            data.copy_from_slice(&disk[offset as usize..][..data.len()]);
+            io::Result::Ok(())
+        };
+        ledger.check(read, |_| {}).expect("reads")
+    }
+
+    fn put(disk: &mut [u8], block: u64, stamp: u64) {
+        let at = block as usize * BLOCK;
+        fill(&mut disk[at..at + BLOCK], block, stamp);
+    }
+
+    #[test]
+    fn what_was_acknowledged_must_be_there() {
+        let ledger = Ledger::new(SIZE);
+        let mut disk = disk();
+        assert_eq!(check(&ledger, &disk).lost, 0);
+        ledger.note(7, 1, |entry, _| entry.acknowledged = 5);
+        let verdict = check(&ledger, &disk);
+        assert_eq!((verdict.checked, verdict.lost), (256, 1));
+        let first = verdict.first.expect("told");
+        assert_eq!(
+            first,
+            "block 7 should hold write 5, holds write 0 of block 7"
+        );
+        put(&mut disk, 7, 5);
+        assert_eq!(check(&ledger, &disk).lost, 0);
+        // Older, newer, of another block, damaged, foreign, or touched without an order.
+        put(&mut disk, 7, 4);
+        assert_eq!(check(&ledger, &disk).lost, 1);
+        put(&mut disk, 7, 6);
+        assert_eq!(check(&ledger, &disk).lost, 1);
+        fill(&mut disk[7 * BLOCK..8 * BLOCK], 8, 5);
+        assert!(
+            check(&ledger, &disk)
+                .first
+                .is_some_and(|f| f.ends_with("write 5 of block 8"))
+        );
+        put(&mut disk, 7, 5);
+        disk[8 * BLOCK - 1] ^= 1;
+        assert!(
+            check(&ledger, &disk)
+                .first
+                .is_some_and(|f| f.ends_with("damaged"))
+        );
+        disk[7 * BLOCK] ^= 1;
+        assert!(
+            check(&ledger, &disk)
+                .first
+                .is_some_and(|f| f.ends_with("foreign"))
+        );
+        put(&mut disk, 7, 5);
+        put(&mut disk, 9, 1);
+        assert_eq!(check(&ledger, &disk).lost, 1);
+    }
+
+    #[test]
+    fn an_open_write_may_be_there_or_not() {
+        let ledger = Ledger::new(SIZE);
+        let mut disk = disk();
+        ledger.note(3, 1, |entry, _| {
+            *entry = Entry {
+                acknowledged: 5,
+                open: 9,
+            };
+        });
+        put(&mut disk, 3, 5);
+        let old = check(&ledger, &disk);
+        assert_eq!((old.lost, old.open_done, old.open_undone), (0, 0, 1));
+        put(&mut disk, 3, 9);
+        let new = check(&ledger, &disk);
+        assert_eq!((new.lost, new.open_done, new.open_undone), (0, 1, 0));
+        put(&mut disk, 3, 7);
+        assert_eq!(check(&ledger, &disk).lost, 1);
     }
 }

@@ -7,6 +7,9 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
+
 use super::fault::Fault;
 use super::front::{Place, free_minors, ublk_is_there};
 
@@ -15,7 +18,7 @@ pub const STORY: &str = "r0";
 /// Resources that latencies are measured on, and their protocols.
 pub const MEASURED: [(&str, char); 3] = [("r-a", 'A'), ("r-b", 'B'), ("r-c", 'C')];
 /// Bytes of their disks.
-const MEASURED_BYTES: u64 = 32 << 20;
+const MEASURED_BYTES: u64 = 16 << 20;
 /// The nodes, in the order of their ids.
 pub const NODES: [&str; 2] = ["alpha", "beta"];
 
@@ -205,6 +208,16 @@ impl Scene {
             writeln!(text, "    }}")?;
         }
         writeln!(text, "}}")
+    }
+}
+
+/// Makes a file of `bytes` that lies in one piece, where the file system can say so beforehand.
+fn make_disk(path: &Path, bytes: u64) -> io::Result<()> {
+    let file = File::create_new(path)?;
+    file.set_len(bytes)?;
+    match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, bytes) {
+        Err(errno) if errno != Errno::OPNOTSUPP => Err(errno.into()),
+        _ => Ok(()),
     }
 }
 
