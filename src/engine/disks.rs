@@ -477,6 +477,10 @@ impl Engine {
         if self.volumes[index].mint.is_some() || self.handshake_committed() {
             return;
         }
+        // Without a disk nothing can be recorded here; the writes fail or are the peer's.
+        if !self.volumes[index].has_disk() {
+            return;
+        }
         let generation = self.fresh_generation();
         let voter = self.config.vote == VoteMode::Voter;
         let v = &mut self.volumes[index];

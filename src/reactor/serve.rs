@@ -29,6 +29,7 @@ use super::root::enter_private_root;
 use super::run::{Reactor, Setup};
 use crate::agent::protocol::{ErrorKind, ErrorReply, FrontEnd, Reply, ServeConfig, ServeRequest};
 use crate::engine::{Config, NodeId, Protocol, Timeouts, VolumeId, VoteMode};
+use crate::target::MAX_DATA;
 use crate::target::nbd::{ListenError, listen_tcp, listen_unix};
 
 /// How long a connection may take to bring the configuration.
@@ -38,9 +39,11 @@ const CONFIGURE_LIMIT: Duration = Duration::from_secs(10);
 const LISTEN_LIMIT: Duration = Duration::from_secs(5);
 const LISTEN_PAUSE: Duration = Duration::from_millis(20);
 
-/// Buffers for blocks of a sync, and their size: 8 MiB on their way fill a fast link.
-const RESYNC_BUFFERS: u32 = 64;
-const RESYNC_CHUNK: u32 = 128 << 10;
+/// Buffers for blocks of a sync and for what the peer reads: what is on its way fills a fast link.
+const RESYNC_BUFFERS: u32 = 16;
+
+/// Their size: the largest read of a front end, which a peer without a disk passes on as a whole.
+const RESYNC_CHUNK: u32 = MAX_DATA;
 
 /// Bytes of writes on their way to the peer without an acknowledgement.
 const MAX_UNACKED: u64 = 24 << 20;
