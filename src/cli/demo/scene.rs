@@ -148,9 +148,7 @@ impl Scene {
             let places = [place(0), place(1)];
             for node in 0..2 {
                 let path = scene.disk(node, name);
-                let file =
-                    File::create_new(&path).map_err(Fault::io(path.display().to_string()))?;
-                file.set_len(bytes).map_err(Fault::io("a disk"))?;
+                make_disk(&path, bytes).map_err(Fault::io(path.display().to_string()))?;
             }
             scene.legs.push(Leg {
                 name,
