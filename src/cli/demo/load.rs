@@ -276,17 +276,29 @@ impl Load {
         self.writers.iter().all(|writer| !writer.is_finished())
     }
 
+    /// No writer is at work any more.
+    pub fn is_over(&self) -> bool {
+        self.writers.iter().all(JoinHandle::is_finished)
+    }
+
     /// Waits for the writers; the first failed write. Waits as long as a write does.
-    pub fn end(self) -> Result<(), FrontError> {
+    pub fn end(mut self) -> Result<(), FrontError> {
         self.stop.store(true, Ordering::Relaxed);
         let mut result = Ok(());
-        for writer in self.writers {
+        for writer in std::mem::take(&mut self.writers) {
             let ended = writer
                 .join()
                 .unwrap_or_else(|_| Err(std::io::Error::other("a writer panicked").into()));
             result = result.and(ended);
         }
         result
+    }
+}
+
+impl Drop for Load {
+    /// The writers end by themselves.
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
     }
 }
 

@@ -83,18 +83,22 @@ impl Play {
         let ledger = Arc::new(Ledger::new(size));
         let load = self.load(story, &ledger)?;
         let (mut front, takeover) = self.takeover(story, &ledger)?;
-        let acknowledged = ledger.acknowledged();
         let load = self.end_load(load)?;
         let lost = self.check(story, &ledger, &mut front)?;
+        let acknowledged = ledger.acknowledged();
         self.change(story, &ledger, &mut front)?;
         let resynced_kib = self.come_back(story, size)?;
         if let Some(load) = load {
-            // The device of the killed node has been given up: its writes have failed by now.
+            // The device of the killed node is given up, and its writes fail.
+            let what = "requests to the killed node's device end";
+            self.stop
+                .wait(what, CHANGE, || Ok(load.is_over().then_some(())))?;
             let _failed = load.end();
             let late = ledger.acknowledged() - acknowledged - CHANGED / BLOCK as u64;
             if late > 0 {
                 return Err(Broken::LateAcknowledgement(late).into());
             }
+            story.say("alpha's queued writes have failed, as they must");
         }
         let verified_kib = self.verify(story, &ledger, &mut front, size)?;
         drop(front);
