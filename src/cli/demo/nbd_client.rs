@@ -46,7 +46,10 @@ pub struct NbdClient {
 impl NbdClient {
     /// Connects to the server at `socket` and chooses `export`.
     pub fn connect(socket: &Path, export: &str) -> Result<NbdClient, NbdError> {
-        let stream = UnixStream::connect(socket)?;
+        NbdClient::over(UnixStream::connect(socket)?, export)
+    }
+
+    fn over(stream: UnixStream, export: &str) -> Result<NbdClient, NbdError> {
         stream.set_read_timeout(Some(SILENCE))?;
         stream.set_write_timeout(Some(SILENCE))?;
         let mut client = NbdClient {
@@ -205,4 +208,116 @@ impl Drop for NbdClient {
 
 fn length(data: &[u8]) -> Result<u32, NbdError> {
     u32::try_from(data.len()).map_err(|_| NbdError::Protocol("a request beyond 4 GiB"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::target::nbd::protocol::REP_ERR_UNKNOWN;
+
+    fn greeting(flags: u16) -> Vec<u8> {
+        let greeting = Greeting {
+            magic: GREETING_MAGIC.into(),
+            option_magic: OPTION_MAGIC.into(),
+            flags: flags.into(),
+        };
+        greeting.as_bytes().to_vec()
+    }
+
+    fn answer(kind: u32, body: &[u8]) -> Vec<u8> {
+        let reply = OptionReply {
+            magic: OPTION_REPLY_MAGIC.into(),
+            option: OPT_GO.into(),
+            kind: kind.into(),
+            length: (body.len() as u32).into(),
+        };
+        [reply.as_bytes(), body].concat()
+    }
+
+    fn reply(error: u32, cookie: u64) -> Vec<u8> {
+        let reply = SimpleReply {
+            magic: SIMPLE_REPLY_MAGIC.into(),
+            error: error.into(),
+            cookie: cookie.into(),
+        };
+        reply.as_bytes().to_vec()
+    }
+
+    /// What a server of an export of 1 MiB says until transmission begins.
+    fn served() -> Vec<u8> {
+        let mut info = INFO_EXPORT.to_be_bytes().to_vec();
+        info.extend_from_slice(&(1_u64 << 20).to_be_bytes());
+        info.extend_from_slice(&1_u16.to_be_bytes());
+        // Information that was not asked for is skipped.
+        let other = answer(REP_INFO, &[0, 3, 0, 0, 0, 1]);
+        let info = answer(REP_INFO, &info);
+        [greeting(3), other, info, answer(REP_ACK, b"")].concat()
+    }
+
+    /// A client whose server says `bytes` and no more. The server's end is returned to stay open.
+    fn client(bytes: &[u8]) -> (Result<NbdClient, NbdError>, UnixStream) {
+        let (ours, mut theirs) = UnixStream::pair().expect("pair");
+        theirs.write_all(bytes).expect("fits the socket");
+        theirs.shutdown(std::net::Shutdown::Write).expect("shuts");
+        (NbdClient::over(ours, "r0"), theirs)
+    }
+
+    #[test]
+    fn requests_are_answered_in_order() {
+        let bytes = [
+            served(),
+            reply(0, 1),
+            reply(0, 2),
+            vec![7; 512],
+            reply(5, 3),
+        ]
+        .concat();
+        let (client, mut server) = client(&bytes);
+        let mut client = client.expect("connects");
+        assert_eq!(client.size(), 1 << 20);
+        client.write(4096, &[1; 512]).expect("written");
+        let mut data = [0; 512];
+        client.read(0, &mut data).expect("read");
+        assert_eq!(data, [7; 512]);
+        assert!(matches!(client.flush(), Err(NbdError::Request(5))));
+        assert!(matches!(client.flush(), Err(NbdError::Io(_))));
+        drop(client);
+        let mut sent = Vec::new();
+        server.read_to_end(&mut sent).expect("reads");
+        // Flags and GO, then a write with its data, a read, two flushes and the goodbye.
+        assert_eq!(sent.len(), 4 + (16 + 8) + 5 * 28 + 512);
+    }
+
+    #[test]
+    fn servers_that_refuse_or_talk_nonsense() {
+        let refused = answer(REP_ERR_UNKNOWN, b"not primary");
+        let mut wrong_magic = greeting(3);
+        wrong_magic[0] ^= 1;
+        let mut endless = answer(REP_INFO, b"");
+        let length = endless.len() - 4;
+        endless[length..].copy_from_slice(&u32::MAX.to_be_bytes());
+        let cases = [
+            (wrong_magic, "no NBD greeting"),
+            (greeting(0), "not fixed newstyle"),
+            ([greeting(3), refused].concat(), "not primary"),
+            ([greeting(3), endless].concat(), "too long"),
+            (
+                [greeting(3), answer(REP_INFO, b"")].concat(),
+                "without a kind",
+            ),
+            (
+                [greeting(3), vec![0; 20]].concat(),
+                "no answer to the option",
+            ),
+            (greeting(3), "fill whole buffer"),
+        ];
+        for (bytes, reason) in cases {
+            let (client, _server) = client(&bytes);
+            let error = client.err().expect(reason).to_string();
+            assert!(error.contains(reason), "{reason}: {error}");
+        }
+        let (client, _server) = client(&[served(), reply(0, 9)].concat());
+        let mut client = client.expect("connects");
+        assert!(matches!(client.flush(), Err(NbdError::Protocol(_))));
+    }
 }

@@ -303,7 +303,8 @@ impl Process {
     /// The process that a pid file names, if it lives and serves for `run_dir`.
     fn of_pid_file(path: &Path, run_dir: &Path) -> Option<Process> {
         let number = fs::read_to_string(path).ok()?;
-        let pid = Pid::from_raw(number.trim().parse().ok()?)?;
+        let number: u32 = number.trim().parse().ok()?;
+        let pid = Pid::from_raw(i32::try_from(number).ok()?)?;
         let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok()?;
         let command = fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).ok()?;
         let mut words = command.split(|byte| *byte == 0);
