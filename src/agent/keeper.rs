@@ -372,9 +372,7 @@ impl Keeper {
                 self.wish.connected = false;
             }
             Order::Primary { force } => {
-                self.command(&ServeRequest::Primary { force: *force })
-                    .await?;
-                self.wish.primary = true;
+                self.promote(*force).await?;
                 self.regain = None;
             }
             Order::Secondary => self.secondary().await?,
@@ -582,8 +580,7 @@ impl Keeper {
         if let Some(fronts) = &self.fronts {
             fronts.prepare(term).await?;
         }
-        let promoted = plane.command(&ServeRequest::Primary { force }).await;
-        promoted?;
+        plane.command(&ServeRequest::Primary { force }).await?;
         self.wish.primary = true;
         self.reign = term_of(&self.status.view().await.term);
         if let Some(fronts) = &self.fronts {
