@@ -163,15 +163,18 @@ pub struct Keeper {
 /// The way back to the role that a dead data plane had.
 #[derive(Clone, Debug)]
 struct Regain {
+    /// This agent has watched the data plane die; otherwise an agent before it has ended.
+    watched: bool,
     /// Next attempt, and the end of all attempts.
     at: Instant,
     until: Instant,
 }
 
 impl Regain {
-    fn begin() -> Regain {
+    fn begin(watched: bool) -> Regain {
         let now = Instant::now();
         Regain {
+            watched,
             at: now,
             until: now + REGAIN_LIMIT,
         }
@@ -297,7 +300,7 @@ impl Keeper {
         self.reign = Some(orphan.term());
         self.wish.primary = true;
         if up {
-            self.regain = Some(Regain::begin());
+            self.regain = Some(Regain::begin(false));
         } else {
             self.abandon("the resource is not started by itself").await;
         }
@@ -346,7 +349,7 @@ impl Keeper {
                 let dead = self.running.is_none();
                 let up = self.bring_up(DRAIN_ORDERED).await;
                 if dead && self.wish.primary && self.running.is_some() {
-                    self.regain = Some(Regain::begin());
+                    self.regain = Some(Regain::begin(false));
                 }
                 up?;
             }
@@ -372,7 +375,7 @@ impl Keeper {
                 self.wish.connected = false;
             }
             Order::Primary { force } => {
-                self.promote(*force).await?;
+                self.promote(*force, false).await?;
                 self.regain = None;
             }
             Order::Secondary => self.secondary().await?,
@@ -574,13 +577,14 @@ impl Keeper {
     }
 
     /// Becomes primary. The devices are recorded before the data plane may add them.
-    async fn promote(&mut self, force: bool) -> Result<(), ErrorReply> {
+    async fn promote(&mut self, force: bool, recovered: bool) -> Result<(), ErrorReply> {
         let plane = self.running()?;
         let term = term_of(&self.status.view().await.term).unwrap_or(Term::ZERO);
         if let Some(fronts) = &self.fronts {
             fronts.prepare(term).await?;
         }
-        plane.command(&ServeRequest::Primary { force }).await?;
+        let request = ServeRequest::Primary { force, recovered };
+        plane.command(&request).await?;
         self.wish.primary = true;
         self.reign = term_of(&self.status.view().await.term);
         if let Some(fronts) = &self.fronts {
@@ -615,7 +619,10 @@ impl Keeper {
         if fronts.volumes().len() < 2 {
             return;
         }
-        let again = ServeRequest::Primary { force: false };
+        let again = ServeRequest::Primary {
+            force: false,
+            recovered: true,
+        };
         let back = async {
             fronts.delete().await?;
             self.command(&again).await
@@ -721,7 +728,7 @@ impl Keeper {
                 }
             }
             if self.wish.primary && self.running.is_some() {
-                self.regain = Some(Regain::begin());
+                self.regain = Some(Regain::begin(true));
             }
         }
         if self.regain.as_ref().is_some_and(|regain| regain.at <= now) {
@@ -741,13 +748,14 @@ impl Keeper {
         }
         let view = self.status.view().await;
         // This node's own term also rises without another reign between: at reconnects.
-        let newer = term_of(&view.term)
-            .is_some_and(|term| term.node.0 != self.plan.serve.node && Some(term) > self.reign);
+        let newer = !regain.watched
+            && term_of(&view.term)
+                .is_some_and(|term| term.node.0 != self.plan.serve.node && Some(term) > self.reign);
         let peer_reigns = view.connections.iter().any(|c| c.peer_role == "Primary");
         if newer || peer_reigns {
             return self.abandon("another node has been primary since").await;
         }
-        match self.promote(false).await {
+        match self.promote(false, regain.watched).await {
             Ok(()) => info!(resource = self.name(), "primary again"),
             Err(error) if Instant::now() < regain.until => {
                 self.status

@@ -232,6 +232,8 @@ pub enum ServeRequest {
     Disconnect,
     Primary {
         force: bool,
+        /// The data plane was primary and died under the agent's eyes: the same reign goes on.
+        recovered: bool,
     },
     Secondary,
     Invalidate {

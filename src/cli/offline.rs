@@ -50,7 +50,7 @@ pub fn run(global: &Global, verb: Verb) -> Outcome {
 fn load(global: &Global) -> Result<Config, ErrorReply> {
     let path = match &global.config {
         Some(path) => path.clone(),
-        None => default_path().map_err(|note| config_error(&[*note]))?,
+        None => default_path().map_err(|note| config_error(&[note]))?,
     };
     Config::load(&path).map_err(|notes| config_error(&notes))
 }
@@ -67,7 +67,7 @@ pub fn plans(global: &Global) -> Result<Vec<Plan>, ErrorReply> {
     match config.resources.first() {
         // Not a node of this configuration: a misspelt --node, or a host name that has changed.
         Some(resource) if plans.is_empty() => match resource.for_node(&node) {
-            Err(note) => Err(config_error(&[*note])),
+            Err(note) => Err(config_error(&[note])),
             Ok(_) => Ok(plans),
         },
         _ => Ok(plans),
@@ -75,10 +75,7 @@ pub fn plans(global: &Global) -> Result<Vec<Plan>, ErrorReply> {
 }
 
 fn plan(local: &LocalResource<'_>) -> Result<Plan, ErrorReply> {
-    let key = local
-        .resource
-        .key()
-        .map_err(|note| config_error(&[*note]))?;
+    let key = local.resource.key().map_err(|note| config_error(&[note]))?;
     let disks = local.own.volumes.iter().map(|volume| DiskPlan {
         volume: volume.number,
         data: volume.disk.value.clone(),
@@ -128,7 +125,7 @@ fn check(global: &Global) -> Outcome {
     for resource in &config.resources {
         // A key that cannot be read keeps every connection of the resource from being made.
         if resource.for_node(&node).is_ok() {
-            resource.key().map_err(|note| config_error(&[*note]))?;
+            resource.key().map_err(|note| config_error(&[note]))?;
         }
     }
     if global.json {

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use crate::agent::protocol::FrontEnd;
 
-use super::diagnostic::{Diagnostic, DiagnosticKind};
+use super::diagnostic::{Diagnostic, DiagnosticKind, MAX_MESSAGES};
 use super::model::{Config, Host, Resource};
 use super::place::clean;
 use super::source::Span;
@@ -54,9 +54,13 @@ pub fn clashes(config: &Config) -> Vec<Diagnostic> {
     let mut checker = Checker {
         config,
         seen: HashMap::new(),
+        reported: Vec::new(),
         errors: Vec::new(),
     };
     for resource in &config.resources {
+        if checker.errors.len() >= MAX_MESSAGES {
+            break;
+        }
         let [first, second] = &resource.hosts;
         if first.address == second.address {
             let kind = DiagnosticKind::SameAddress {
@@ -91,6 +95,8 @@ struct Checker<'a> {
     config: &'a Config,
     /// By host name and thing.
     seen: HashMap<(String, Thing), Use>,
+    /// Pairs of places that were reported: a value that both hosts inherit clashes on both.
+    reported: Vec<(Span, Span)>,
     errors: Vec<Diagnostic>,
 }
 
@@ -176,6 +182,10 @@ impl Checker<'_> {
     }
 
     fn clash(&mut self, host: &Host, thing: &Thing, by: &Use, other: &Use) {
+        if self.reported.contains(&(by.span, other.span)) {
+            return;
+        }
+        self.reported.push((by.span, other.span));
         let first = self.config.sources.locate(other.span);
         let kind = DiagnosticKind::Clash {
             what: thing.name(),

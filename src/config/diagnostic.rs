@@ -13,10 +13,17 @@ use std::fmt;
 
 use super::source::Location;
 
+/// Messages of one run: what follows is rarely about another mistake, and each costs a look at
+/// its line.
+pub const MAX_MESSAGES: usize = 20;
+
 /// Characters of one source line that a message shows at most.
 const SHOWN_COLUMNS: usize = 160;
 /// Characters of one word that a message shows at most.
 const SHOWN_WORD: usize = 60;
+
+/// A shorter word is not looked for at the beginning of another: `on` begins many.
+const MIN_GLUED: usize = 4;
 
 /// Whether the configuration can be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,10 +37,10 @@ pub enum Severity {
 /// One message about a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Diagnostic {
-    /// What is wrong.
-    pub kind: DiagnosticKind,
+    /// What is wrong; its `Display` is the reason, without place and help.
+    pub kind: Box<DiagnosticKind>,
     /// Where; `None` when no place in a file is meant.
-    pub location: Option<Location>,
+    pub location: Option<Box<Location>>,
     /// A known word that was probably meant.
     pub suggestion: Option<String>,
 }
@@ -42,7 +49,7 @@ impl Diagnostic {
     /// A message without a place.
     pub fn new(kind: DiagnosticKind) -> Diagnostic {
         Diagnostic {
-            kind,
+            kind: Box::new(kind),
             location: None,
             suggestion: None,
         }
@@ -51,7 +58,7 @@ impl Diagnostic {
     /// With its place.
     pub fn at(self, location: Location) -> Diagnostic {
         Diagnostic {
-            location: Some(location),
+            location: Some(Box::new(location)),
             ..self
         }
     }
@@ -59,14 +66,14 @@ impl Diagnostic {
     /// With the word among `known` that is nearest to `word`, if one is near enough.
     pub fn suggest<'a>(self, word: &str, known: impl IntoIterator<Item = &'a str>) -> Diagnostic {
         Diagnostic {
-            suggestion: nearest(word, known).map(str::to_owned),
+            suggestion: suggestion(word, known),
             ..self
         }
     }
 
     /// Error or warning.
     pub fn severity(&self) -> Severity {
-        match self.kind {
+        match *self.kind {
             DiagnosticKind::Unauthenticated { .. } | DiagnosticKind::Clamped { .. } => {
                 Severity::Warning
             }
@@ -146,6 +153,20 @@ pub fn shown(word: &str) -> String {
         text.push_str("...");
     }
     text
+}
+
+/// What was probably meant: a known word misspelt, or one without the blank after it.
+fn suggestion<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    let known: Vec<&str> = known.into_iter().collect();
+    if let Some(near) = nearest(word, known.iter().copied()) {
+        return Some(near.to_owned());
+    }
+    known
+        .into_iter()
+        .filter(|candidate| candidate.len() >= MIN_GLUED)
+        .filter_map(|candidate| Some((candidate, word.strip_prefix(candidate)?)))
+        .max_by_key(|(candidate, _)| candidate.len())
+        .map(|(candidate, rest)| shown(&format!("{candidate} {rest}")))
 }
 
 /// The word among `known` that is nearest to `word`: at most a third of its letters differ.
@@ -246,7 +267,7 @@ pub enum DeviceFault {
     Export,
 }
 
-/// What is wrong.
+/// What is wrong; the text of each variant says what it means.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DiagnosticKind {
     // Files.
@@ -348,7 +369,7 @@ pub enum DiagnosticKind {
     SocketPathTooLong { length: usize, max: usize },
 
     // What a resource must have.
-    #[error("resource {resource} has {count} hosts")]
+    #[error("resource {resource}: {count} `on` sections, two are needed")]
     HostCount { resource: String, count: usize },
     #[error("host {host} of resource {resource} has no `{what}`")]
     MissingStatement {
@@ -460,11 +481,12 @@ impl DiagnosticKind {
                 "write `address IP:PORT;`, as in 10.0.0.1:7789 or [fd00::1]:7789"
             }
             K::BadDevice { .. } => {
-                "write /dev/ublkbN, /dev/drbdN, minor N, nbd+unix:///EXPORT?socket=/PATH or nbd://IP:PORT/EXPORT"
+                "write /dev/ublkbN, /dev/drbdN, minor N, nbd+unix:///EXPORT?socket=/PATH \
+                 or nbd://IP:PORT/EXPORT"
             }
             K::RelativePath { .. } => "write the path from the root: it begins with `/`",
             K::BadName { .. } => {
-                "use letters, digits and `._-`, not beginning with `.` or `-`, at most 64"
+                "use at most 64 letters, digits and `._-`, not beginning with `.` or `-`"
             }
             K::SocketPathTooLong { .. } => "choose a shorter path, such as one below /run",
             K::HostCount { .. } => "this version replicates between exactly two `on HOST { ... }`",
@@ -479,7 +501,8 @@ impl DiagnosticKind {
             K::TimeoutOrder { .. } => "`timeout` must be shorter than `connect-int` and `ping-int`",
             K::AlExtentsDiffer { .. } => "give the same `al-extents` to all volumes of a resource",
             K::SecretMissing { .. } => {
-                "add `shared-secret \"...\";`, or `cluster { key-file PATH; }`, or remove `cram-hmac-alg`"
+                "add `shared-secret \"...\";`, or `cluster { key-file PATH; }`, \
+                 or remove `cram-hmac-alg`"
             }
             K::Clash { .. } => "give each its own",
             K::SameAddress { .. } => "give each host its own IP address or port",
@@ -487,7 +510,8 @@ impl DiagnosticKind {
                 "a key file is a regular file, mode 0600, that begins with the key"
             }
             K::Unauthenticated { .. } => {
-                "add `shared-secret \"...\";` to its `net` section, or `key-file` to `cluster`, on both nodes"
+                "add `shared-secret \"...\";` to its `net` section, or `key-file` to `cluster`, \
+                 on both nodes"
             }
             K::Clamped { .. } => "write the value that is used",
             _ => "",
@@ -535,7 +559,8 @@ mod tests {
         .at(at("\ttls yes;", 2, 3));
         assert_eq!(
             message.to_string(),
-            "error: f.conf:12:2: `tls` is not supported by this version\n  12 | \ttls yes;\n     | \t^^^\n\
+            "error: f.conf:12:2: `tls` is not supported by this version\n  12 | \ttls yes;\n\
+             \x20    | \t^^^\n\
              help: remove it, or put `skip` before it"
         );
     }
@@ -560,6 +585,8 @@ mod tests {
         assert_eq!(nearest("porotcol", known), Some("protocol"));
         assert_eq!(nearest("frobnicate", known), None);
         assert_eq!(edit_distance("ab", "ba"), 1);
+        let glued = suggestion("protocolxyzzy", known);
+        assert_eq!(glued.as_deref(), Some("protocol xyzzy"));
         assert_eq!(edit_distance("", "abc"), 3);
     }
 }

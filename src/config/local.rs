@@ -25,7 +25,7 @@ pub struct LocalResource<'a> {
 
 impl Config {
     /// A resource by its name.
-    pub fn resource(&self, name: &str) -> Result<&Resource, Box<Diagnostic>> {
+    pub fn resource(&self, name: &str) -> Result<&Resource, Diagnostic> {
         self.resources
             .iter()
             .find(|resource| resource.name.value == name)
@@ -35,10 +35,7 @@ impl Config {
                     resource: super::diagnostic::shown(name),
                     known: listed(names).unwrap_or_else(|| "no resources".to_owned()),
                 };
-                Box::new(
-                    Diagnostic::new(kind)
-                        .suggest(name, self.resources.iter().map(|r| r.name.as_str())),
-                )
+                Diagnostic::new(kind).suggest(name, self.resources.iter().map(|r| r.name.as_str()))
             })
     }
 
@@ -61,7 +58,7 @@ fn listed<'a>(names: impl Iterator<Item = &'a str>) -> Option<String> {
 
 impl Resource {
     /// The resource as host `node` sees it.
-    pub fn for_node(&self, node: &str) -> Result<LocalResource<'_>, Box<Diagnostic>> {
+    pub fn for_node(&self, node: &str) -> Result<LocalResource<'_>, Diagnostic> {
         let [first, second] = &self.hosts;
         let (own, peer) = if first.is_named(node) {
             (first, second)
@@ -74,7 +71,7 @@ impl Resource {
                 node: super::diagnostic::shown(node),
                 hosts: listed(names.map(|name| name.as_str())).unwrap_or_default(),
             };
-            return Err(Box::new(Diagnostic::new(kind)));
+            return Err(Diagnostic::new(kind));
         };
         Ok(LocalResource {
             resource: self,
@@ -90,7 +87,7 @@ impl Resource {
 
     /// The key of the connection: the secret, else the contents of the cluster's key file; empty
     /// if there is neither. Reads the file: not a thing for a hot path.
-    pub fn key(&self) -> Result<String, Box<Diagnostic>> {
+    pub fn key(&self) -> Result<String, Diagnostic> {
         match (&self.net.shared_secret, &self.key_file) {
             (Some(secret), _) => Ok(secret.clone()),
             (None, Some(path)) => read_key(path),
@@ -100,12 +97,12 @@ impl Resource {
 }
 
 /// First line of a key file that only its owner can read.
-fn read_key(path: &Path) -> Result<String, Box<Diagnostic>> {
+fn read_key(path: &Path) -> Result<String, Diagnostic> {
     let fail = |fault: String| {
-        Box::new(Diagnostic::new(DiagnosticKind::KeyFile {
+        Diagnostic::new(DiagnosticKind::KeyFile {
             file: path.display().to_string(),
             fault,
-        }))
+        })
     };
     let seen = std::fs::metadata(path).map_err(|error| fail(error.to_string()))?;
     if !seen.is_file() {

@@ -38,6 +38,8 @@ mod resolve;
 pub mod schema;
 mod source;
 mod syntax;
+#[cfg(test)]
+mod tests;
 
 use std::path::{Path, PathBuf};
 
@@ -51,11 +53,9 @@ pub use place::{MAX_MINOR, MAX_SOCKET_PATH};
 pub use read::MAX_NODE_ID;
 pub use source::{Location, Span};
 
+use diagnostic::MAX_MESSAGES;
 use source::SourceMap;
 use syntax::Item;
-
-/// Messages of one run; what follows is rarely about another mistake.
-const MAX_MESSAGES: usize = 20;
 
 /// Our own file.
 const OWN_FILE: &str = "/etc/lockstep/lockstep.conf";
@@ -63,19 +63,19 @@ const OWN_FILE: &str = "/etc/lockstep/lockstep.conf";
 const DRBD_FILE: &str = "/etc/drbd.conf";
 
 /// The file that is read when none is given.
-pub fn default_path() -> Result<PathBuf, Box<Diagnostic>> {
+pub fn default_path() -> Result<PathBuf, Diagnostic> {
     first_existing([Path::new(OWN_FILE), Path::new(DRBD_FILE)])
 }
 
-fn first_existing([own, other]: [&Path; 2]) -> Result<PathBuf, Box<Diagnostic>> {
+fn first_existing([own, other]: [&Path; 2]) -> Result<PathBuf, Diagnostic> {
     // A file that is there but cannot be read must not be passed over for the other.
     let there = |path: &&Path| path.symlink_metadata().is_ok();
     match [own, other].into_iter().find(there) {
         Some(path) => Ok(path.to_owned()),
-        None => Err(Box::new(Diagnostic::new(DiagnosticKind::NoFile(
+        None => Err(Diagnostic::new(DiagnosticKind::NoFile(
             own.display().to_string(),
             other.display().to_string(),
-        )))),
+        ))),
     }
 }
 
@@ -112,15 +112,12 @@ impl Config {
         let draft = read::read(&sources, items, &mut notes);
         let mut config = resolve::resolve(sources, draft, &mut notes);
         notes.extend(check::clashes(&config));
-        let (mut errors, mut warnings): (Vec<_>, Vec<_>) = notes
-            .into_iter()
-            .partition(|note| note.severity() == Severity::Error);
-        if !errors.is_empty() {
-            errors.truncate(MAX_MESSAGES);
-            return Err(errors);
+        if !notes.is_empty() {
+            notes.truncate(MAX_MESSAGES);
+            return Err(notes);
         }
-        warnings.extend(check::unauthenticated(&config));
-        config.warnings = warnings;
+        let unauthenticated = check::unauthenticated(&config);
+        config.warnings.extend(unauthenticated);
         Ok(config)
     }
 }

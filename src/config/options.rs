@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::diagnostic::{Diagnostic, DiagnosticKind, shown};
+use super::diagnostic::{Diagnostic, DiagnosticKind, MAX_MESSAGES, shown};
 use super::schema::{self, Kind, Section, Spec, Support, Unit};
 use super::source::{SourceMap, Span};
 use super::syntax::{Item, Word};
@@ -42,7 +42,7 @@ pub fn default_value(spec: &Spec) -> Option<Value> {
             Support::Only(values) => values.first().map(|word| Value::Text((*word).to_owned())),
             _ => None,
         },
-        Kind::Words => None,
+        Kind::Name(_) | Kind::Words => None,
     }
 }
 
@@ -69,12 +69,12 @@ pub fn write_value(spec: &Spec, value: &Value) -> String {
 }
 
 /// Checks what was written for an option. `Ok(None)`: accepted, without effect. A warning is
-/// pushed to `notes`.
+/// pushed to `warnings`.
 pub fn parse_option(
     sources: &SourceMap,
     item: &Item,
     found: schema::Found,
-    notes: &mut Vec<Diagnostic>,
+    warnings: &mut Vec<Diagnostic>,
 ) -> Result<Option<Setting>, Diagnostic> {
     let spec = found.spec;
     let fail = |kind, span| Err(Diagnostic::new(kind).at(sources.locate(span)));
@@ -103,7 +103,7 @@ pub fn parse_option(
         item,
         spec,
     };
-    let value = context.value(item.args.first(), found.negated, notes)?;
+    let value = context.value(item.args.first(), found.negated, warnings)?;
     match spec.support {
         Support::NoEffect(_) => Ok(None),
         Support::Only(works) if !works.contains(&plain(&value).as_str()) => fail(
@@ -155,7 +155,7 @@ impl Context<'_> {
         &self,
         word: Option<&Word>,
         negated: bool,
-        notes: &mut Vec<Diagnostic>,
+        warnings: &mut Vec<Diagnostic>,
     ) -> Result<Value, Diagnostic> {
         if negated {
             return match word {
@@ -187,8 +187,8 @@ impl Context<'_> {
                 "no" => Ok(Value::Flag(false)),
                 _ => Err(self.bad(word, "`yes` or `no`")),
             },
-            Kind::Number { .. } => self.number(word, notes),
-            Kind::Choice(words) => self.choice(word, words),
+            Kind::Number { .. } => self.number(word, warnings),
+            Kind::Choice(words) | Kind::Name(words) => self.choice(word, words),
             Kind::Text { max } if word.text.chars().count() > max => {
                 let option = self.spec.name.to_owned();
                 Err(self.fail(DiagnosticKind::TooLong { option, max }, word))
@@ -198,7 +198,7 @@ impl Context<'_> {
         }
     }
 
-    fn number(&self, word: &Word, notes: &mut Vec<Diagnostic>) -> Result<Value, Diagnostic> {
+    fn number(&self, word: &Word, warnings: &mut Vec<Diagnostic>) -> Result<Value, Diagnostic> {
         let Kind::Number {
             unit,
             min,
@@ -231,7 +231,9 @@ impl Context<'_> {
                 value: shown(&word.text),
                 used: (used / unit.factor()).to_string(),
             };
-            notes.push(self.fail(kind, word));
+            if warnings.len() < MAX_MESSAGES {
+                warnings.push(self.fail(kind, word));
+            }
             return Ok(Value::Number(used));
         }
         let kind = DiagnosticKind::OutOfRange {
@@ -269,7 +271,7 @@ fn needs(kind: Kind) -> String {
         Kind::Number { min, max, unit, .. } => {
             format!("a number from {min} to {max}{}", unit.name())
         }
-        Kind::Choice(words) => format!("one of {}", words.join(", ")),
+        Kind::Choice(words) | Kind::Name(words) => format!("one of {}", words.join(", ")),
         Kind::Text { .. } | Kind::Words => "a value".to_owned(),
     }
 }
@@ -423,7 +425,10 @@ impl Field for DataPath {
 
 /// Makes the typed form of a section's implemented options.
 macro_rules! option_struct {
-    ($(#[$doc:meta])* $name:ident in $section:expr; $($(#[$field_doc:meta])* $field:ident: $type:ty = $option:literal,)*) => {
+    (
+        $(#[$doc:meta])* $name:ident in $section:expr;
+        $($(#[$field_doc:meta])* $field:ident: $type:ty = $option:literal,)*
+    ) => {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Eq)]
         pub struct $name {
@@ -437,7 +442,7 @@ macro_rules! option_struct {
             /// Takes each option from the first layer that sets it, else its default.
             pub fn resolve(layers: &[&Settings]) -> $name {
                 $name {
-                    $($field: <$type as Field>::read(effective($section, layers, $option).as_ref()),)*
+                    $($field: Field::read(effective($section, layers, $option).as_ref()),)*
                 }
             }
 

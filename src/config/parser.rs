@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::diagnostic::{Diagnostic, DiagnosticKind, shown};
+use super::diagnostic::{Diagnostic, DiagnosticKind, MAX_MESSAGES, shown};
 use super::lexer::{Token, TokenKind, lex};
 use super::source::{SourceMap, Span, expand_glob, is_glob};
 use super::syntax::{Item, Word};
@@ -67,11 +67,15 @@ fn parse_source(
         hint: None,
         errors: Vec::new(),
     };
-    for (kind, span) in lex_errors {
-        parser.error(kind, span);
-    }
     let mut items = Vec::new();
     parser.items(&mut items);
+    // A lost quote takes braces and semicolons with it: what the parser misses says nothing more.
+    if !lex_errors.is_empty() {
+        parser.errors.clear();
+    }
+    for (kind, span) in lex_errors.into_iter().take(MAX_MESSAGES) {
+        parser.error(kind, span);
+    }
     errors.append(&mut parser.errors);
 
     let mut expanded = Vec::new();
@@ -140,11 +144,13 @@ fn include(
                     items.extend(parse_source(sources, number, &file, reading, errors));
                     reading.pop();
                 }
-                Err(Diagnostic {
-                    kind: DiagnosticKind::Unreadable { error, .. },
-                    ..
-                }) => errors.push(unreadable(&file, error)),
-                Err(other) => errors.push(other),
+                Err(refused) => errors.push(match *refused.kind {
+                    DiagnosticKind::Unreadable { error, .. } => unreadable(&file, error),
+                    kind => Diagnostic {
+                        kind: Box::new(kind),
+                        ..refused
+                    },
+                }),
             }
             continue;
         };
@@ -168,8 +174,10 @@ struct Parser<'a> {
 
 impl Parser<'_> {
     fn error(&mut self, kind: DiagnosticKind, span: Span) {
-        self.errors
-            .push(Diagnostic::new(kind).at(self.sources.locate(span)));
+        if self.errors.len() < MAX_MESSAGES {
+            self.errors
+                .push(Diagnostic::new(kind).at(self.sources.locate(span)));
+        }
     }
 
     /// Items up to the `}` of the innermost open section, which is taken, or the end.
@@ -322,7 +330,7 @@ mod tests {
         let file = sources.add("f", text.to_owned());
         let mut errors = Vec::new();
         let items = parse_text(&mut sources, file, Path::new("f"), &mut errors);
-        (items, errors.into_iter().map(|error| error.kind).collect())
+        (items, errors.into_iter().map(|error| *error.kind).collect())
     }
 
     fn titles(items: &[Item]) -> Vec<String> {
@@ -430,7 +438,7 @@ mod tests {
         assert_eq!(titles(&items), ["resource a", "resource b", "resource b"]);
         assert_eq!(errors.len(), 2);
         assert!(matches!(
-            errors[0].kind,
+            *errors[0].kind,
             DiagnosticKind::IncludeCycle { .. }
         ));
         assert_eq!(errors[0].location.as_ref().unwrap().line, 2);
@@ -444,7 +452,7 @@ mod tests {
         let mut errors = Vec::new();
         parse_file(&mut SourceMap::new(), &main, &mut errors);
         assert!(matches!(
-            errors[0].kind,
+            *errors[0].kind,
             DiagnosticKind::IncludeUnreadable { .. }
         ));
         assert!(errors[0].location.is_some());

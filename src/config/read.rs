@@ -9,7 +9,9 @@ use std::path::PathBuf;
 
 use crate::agent::protocol::FrontEnd;
 
-use super::diagnostic::{AddressFault, DeviceFault, Diagnostic, DiagnosticKind, Severity, shown};
+use super::diagnostic::{
+    AddressFault, DeviceFault, Diagnostic, DiagnosticKind, MAX_MESSAGES, shown,
+};
 use super::model::{MetaDisk, Spanned, StartPolicy};
 use super::options::{Settings, parse_option};
 use super::place::{MAX_SOCKET_PATH, MetaPlace, parse_address, parse_device, parse_meta};
@@ -91,13 +93,15 @@ pub struct Draft {
     pub resources: Vec<DraftResource>,
     pub key_file: Option<Spanned<PathBuf>>,
     pub nodes: BTreeMap<String, Spanned<u8>>,
+    pub warnings: Vec<Diagnostic>,
 }
 
-/// Reads a tree. Errors and warnings are appended to `notes`.
-pub fn read(sources: &SourceMap, items: &[Item], notes: &mut Vec<Diagnostic>) -> Draft {
+/// Reads a tree. Errors are appended to `errors`; reading ends when there are many.
+pub fn read(sources: &SourceMap, items: &[Item], errors: &mut Vec<Diagnostic>) -> Draft {
     let mut reader = Reader {
         sources,
-        notes,
+        errors,
+        warnings: Vec::new(),
         global: None,
         common: None,
         cluster: None,
@@ -106,12 +110,14 @@ pub fn read(sources: &SourceMap, items: &[Item], notes: &mut Vec<Diagnostic>) ->
     reader.each(items, Section::Top, &mut |reader, item| {
         reader.top(&mut draft, item);
     });
+    draft.warnings = reader.warnings;
     draft
 }
 
 struct Reader<'a> {
     sources: &'a SourceMap,
-    notes: &'a mut Vec<Diagnostic>,
+    errors: &'a mut Vec<Diagnostic>,
+    warnings: Vec<Diagnostic>,
     /// Sections that may stand once.
     global: Option<Span>,
     common: Option<Span>,
@@ -120,13 +126,8 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn error(&mut self, kind: DiagnosticKind, span: Span) {
-        self.notes
+        self.errors
             .push(Diagnostic::new(kind).at(self.sources.locate(span)));
-    }
-
-    fn errors(&self) -> usize {
-        let error = |note: &&Diagnostic| note.severity() == Severity::Error;
-        self.notes.iter().filter(error).count()
     }
 
     /// `FILE:LINE:COLUMN`, for messages that name a second place.
@@ -139,6 +140,9 @@ impl Reader<'_> {
     /// line: it is reported here and the two are taken apart, so that it costs one message.
     fn each(&mut self, items: &[Item], section: Section, visit: &mut dyn FnMut(&mut Self, &Item)) {
         for item in items {
+            if self.errors.len() >= MAX_MESSAGES {
+                return;
+            }
             let mut rest = item.clone();
             while let Some(cut) = self.glued(section, &rest) {
                 let after = rest.args[..cut].last().unwrap_or(&rest.head);
@@ -239,7 +243,7 @@ impl Reader<'_> {
                 belongs: format!("it belongs in {}", names.join(" or ")),
             })
         };
-        self.notes.push(diagnostic.at(at));
+        self.errors.push(diagnostic.at(at));
     }
 
     /// The one value of a statement.
@@ -334,10 +338,10 @@ impl Reader<'_> {
 
     fn option(&mut self, item: &Item, found: schema::Found, layer: &mut Layer) {
         let spec = found.spec;
-        let setting = match parse_option(self.sources, item, found, self.notes) {
+        let setting = match parse_option(self.sources, item, found, &mut self.warnings) {
             Ok(Some(setting)) => setting,
             Ok(None) => return,
-            Err(error) => return self.notes.push(error),
+            Err(error) => return self.errors.push(error),
         };
         let settings = layer.settings(spec.section);
         match settings.get(spec.name) {
@@ -448,11 +452,11 @@ impl Reader<'_> {
         let diagnostic = Diagnostic::new(kind)
             .at(self.sources.locate(word.span))
             .suggest(&word.text, choices.iter().copied());
-        self.notes.push(diagnostic);
+        self.errors.push(diagnostic);
     }
 
     fn resource(&mut self, name: &Word, body: &[Item]) -> DraftResource {
-        let before = self.errors();
+        let before = self.errors.len();
         self.name(name);
         let mut resource = DraftResource {
             name: Spanned::new(name.text.clone(), name.span),
@@ -465,7 +469,7 @@ impl Reader<'_> {
         self.each(body, Section::Resource, &mut |reader, item| {
             reader.resource_item(&mut resource, item);
         });
-        resource.faulty = self.errors() > before;
+        resource.faulty = self.errors.len() > before;
         resource
     }
 

@@ -5,9 +5,9 @@
 //! both hosts: the host whose address has the higher CRC-32 (IEEE, of the text `IP:PORT` in its
 //! canonical form) is 0, the other 1; equal sums are ordered by the text. One id alone is an error.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
-use super::diagnostic::{Diagnostic, DiagnosticKind};
+use super::diagnostic::{Diagnostic, DiagnosticKind, MAX_MESSAGES};
 use super::model::{
     Cluster, Config, DiskOptions, Host, MetaDisk, NetOptions, Resource, Spanned, Volume,
 };
@@ -15,8 +15,8 @@ use super::options::Settings;
 use super::read::{Draft, DraftHost, DraftResource, DraftVolume};
 use super::source::{SourceMap, Span};
 
-/// Makes the model. Errors are appended to `notes`; a resource with one is left out.
-pub fn resolve(sources: SourceMap, draft: Draft, notes: &mut Vec<Diagnostic>) -> Config {
+/// Makes the model. Errors are appended to `errors`; a resource with one is left out.
+pub fn resolve(sources: SourceMap, draft: Draft, errors: &mut Vec<Diagnostic>) -> Config {
     let cluster = Cluster {
         key_file: draft.key_file.map(|path| path.value),
         nodes: draft.nodes,
@@ -25,20 +25,20 @@ pub fn resolve(sources: SourceMap, draft: Draft, notes: &mut Vec<Diagnostic>) ->
         sources: &sources,
         common: (&draft.common.net, &draft.common.disk),
         cluster: &cluster,
-        notes,
+        errors,
     };
     let mut resources: Vec<Resource> = Vec::new();
-    let mut names: Vec<&Spanned<String>> = Vec::new();
+    let mut names: HashMap<&str, Span> = HashMap::new();
     for draft in &draft.resources {
-        match names.iter().find(|name| ***name == draft.name) {
-            Some(first) => {
-                let kind = DiagnosticKind::Duplicate {
-                    what: format!("resource {}", draft.name.value),
-                    first: resolver.place(first.span),
-                };
-                resolver.error(kind, draft.name.span);
-            }
-            None => names.push(&draft.name),
+        if resolver.errors.len() >= MAX_MESSAGES {
+            break;
+        }
+        if let Some(first) = names.insert(&draft.name, draft.name.span) {
+            let kind = DiagnosticKind::Duplicate {
+                what: format!("resource {}", draft.name.value),
+                first: resolver.place(first),
+            };
+            resolver.error(kind, draft.name.span);
         }
         // What was refused in a faulty one would be reported as missing.
         if !draft.faulty {
@@ -48,7 +48,7 @@ pub fn resolve(sources: SourceMap, draft: Draft, notes: &mut Vec<Diagnostic>) ->
     Config {
         cluster,
         resources,
-        warnings: Vec::new(),
+        warnings: draft.warnings,
         sources,
     }
 }
@@ -58,12 +58,12 @@ struct Resolver<'a> {
     /// `net` and `disk` of `common`.
     common: (&'a Settings, &'a Settings),
     cluster: &'a Cluster,
-    notes: &'a mut Vec<Diagnostic>,
+    errors: &'a mut Vec<Diagnostic>,
 }
 
 impl Resolver<'_> {
     fn error(&mut self, kind: DiagnosticKind, span: Span) {
-        self.notes
+        self.errors
             .push(Diagnostic::new(kind).at(self.sources.locate(span)));
     }
 
@@ -84,7 +84,11 @@ impl Resolver<'_> {
             return None;
         };
         let net = NetOptions::resolve(&[&draft.layer.net, self.common.0]);
-        let fine = self.not_mixed(draft) & self.net_is_sound(draft, &net);
+        let fine = self.net_is_sound(draft, &net);
+        // Which volume a bare statement was meant for is not known.
+        if !self.not_mixed(draft) {
+            return None;
+        }
         let ids = self.node_ids(draft, first, second);
         let (first, second) = (self.host(draft, first), self.host(draft, second));
         let (mut first, mut second) = (first?, second?);

@@ -126,6 +126,8 @@ pub enum Kind {
     },
     /// One of these words, in any case; the first is the default.
     Choice(&'static [&'static str]),
+    /// One of these words, in any case; unset by default.
+    Name(&'static [&'static str]),
     /// Any text of at most `max` characters; unset by default.
     Text { max: usize },
     /// One or more words, kept as written.
@@ -264,7 +266,11 @@ const NET: &[Spec] = &[
     number(Net, "ko-count", Count, [0, 7, 200]),
     number(Net, "sndbuf-size", Bytes, [0, 0, 128 * M]),
     // Any of the names means the one challenge that there is, keyed BLAKE3.
-    Spec::new(Net, "cram-hmac-alg", Kind::Text { max: 63 }),
+    Spec::new(
+        Net,
+        "cram-hmac-alg",
+        Kind::Name(&["sha1", "sha256", "sha512", "md5"]),
+    ),
     text(Net, "shared-secret", 63),
     choice(Net, "transport", &["tcp", "rdma", "lb-tcp"]).only(&["tcp"]),
     choice(Net, "data-path", &["auto", "copy", "zero-copy"]).only(&["auto", "copy"]),

@@ -477,6 +477,10 @@ impl Engine {
         if self.volumes[index].mint.is_some() || self.handshake_committed() {
             return;
         }
+        // Without a disk nothing can be recorded here; the writes fail or are the peer's.
+        if !self.volumes[index].has_disk() {
+            return;
+        }
         let generation = self.fresh_generation();
         let voter = self.config.vote == VoteMode::Voter;
         let v = &mut self.volumes[index];
@@ -536,6 +540,15 @@ impl Engine {
     /// The tracked ranges replace the log after a crash of this process only while the bitmap on
     /// disk has every bit that memory has.
     pub(super) fn settle_tracking(&mut self) {
+        // After a sync all bits are clear again, and nothing else would ever store the pages.
+        let connected = self.replicating().is_some();
+        for v in &mut self.volumes {
+            let settled = connected && v.has_disk() && v.bitmap.count() == 0;
+            if settled && v.bitmap.unsaved() && !v.save_bitmap {
+                v.save_bitmap = true;
+                self.progress = true;
+            }
+        }
         let exact = !self
             .volumes
             .iter()

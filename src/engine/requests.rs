@@ -479,8 +479,9 @@ impl Engine {
             Leg::Running | Leg::Received => {
                 broken!(self, AckBeforeLocal) && write.peer != Leg::Running
             }
-            Leg::Done => true,
-            Leg::Absent | Leg::Lost => match write.peer {
+            // What a disk wrote that has been lost since does not count.
+            Leg::Done if v.has_disk() => true,
+            Leg::Done | Leg::Absent | Leg::Lost => match write.peer {
                 Leg::Done => v.own_disk == OwnDisk::Left,
                 Leg::Running | Leg::Received => false,
                 Leg::Absent | Leg::Lost => return Err(IoFailure::Disk(write.errno)),
@@ -758,14 +759,16 @@ impl Engine {
         if !flush.local.ended() || !flush.peer.ended() {
             return;
         }
+        let here = flush.local == Leg::Done && v.has_disk();
         // What the flush promises, the peer's copy lacks: it must not be promotable.
-        if flush.peer == Leg::Lost && v.peer_current && v.bitmap.count() > 0 {
+        if here && flush.peer == Leg::Lost && v.peer_current && v.bitmap.count() > 0 {
             return self.begin_mint(flush.volume);
         }
-        let result = match (flush.local, flush.peer) {
-            (Leg::Lost, Leg::Done) if v.own_disk != OwnDisk::Left => return,
-            (Leg::Lost, peer) if peer != Leg::Done => Err(IoFailure::Disk(5)),
-            _ => Ok(()),
+        let result = match flush.peer {
+            _ if here => Ok(()),
+            Leg::Done if v.own_disk == OwnDisk::Left => Ok(()),
+            Leg::Done => return,
+            _ => Err(IoFailure::NoData),
         };
         self.flushes.remove(&key);
         self.complete(flush.request, result);

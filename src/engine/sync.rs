@@ -16,7 +16,7 @@ use super::status::{DiskState, ReplicationState};
 /// Where a claimed block stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    /// Waits for application writes over it to end.
+    /// Waits for application writes over it to end, and for a buffer.
     Claimed,
     Reading,
     /// Sent as data, or as a hash.
@@ -28,7 +28,6 @@ enum Stage {
 struct Block {
     span: Span,
     compare: bool,
-    buffer: u32,
     stage: Stage,
 }
 
@@ -96,9 +95,11 @@ impl Engine {
 
     fn claim_more(&mut self, volume: usize) {
         let chunk = self.config.resync_chunk;
-        while !self.sync_buffers.is_empty() {
+        let limit = self.config.resync_buffers as usize;
+        loop {
             let v = &self.volumes[volume];
-            let Some(sync) = v.sync.as_ref().filter(|s| s.finish == Finish::NotYet) else {
+            let open = |sync: &&Sync| sync.finish == Finish::NotYet && sync.blocks.len() < limit;
+            let Some(sync) = v.sync.as_ref().filter(open) else {
                 return;
             };
             let mut from = sync.cursor;
@@ -109,15 +110,11 @@ impl Engine {
                 }
             };
             let Some((span, compare)) = found else { return };
-            let Some(buffer) = self.sync_buffers.pop() else {
-                return;
-            };
             let id = self.next_key;
             self.next_key += 1;
             let block = Block {
                 span,
                 compare,
-                buffer,
                 stage: Stage::Claimed,
             };
             if let Some(sync) = self.volumes[volume].sync.as_mut() {
@@ -150,16 +147,15 @@ impl Engine {
         if self.write_under_way(volume, block.span) && !broken!(self, ResyncOverwritesNewer) {
             return;
         }
+        // A buffer is held only while the disk fills it, so that two nodes that sync from each
+        // other cannot starve each other.
+        let Some(buffer) = self.sync_buffers.pop() else {
+            return;
+        };
         self.set_stage(volume, id, Stage::Reading);
-        let io = self.begin(
-            volume,
-            Pending::SyncRead {
-                id,
-                buffer: block.buffer,
-            },
-        );
+        let io = self.begin(volume, Pending::SyncRead { id, buffer });
         let (vol, span) = (self.volumes[volume].id, block.span);
-        let buffer = Buffer::Resync(block.buffer);
+        let buffer = Buffer::Resync(buffer);
         self.out.push(if block.compare {
             Action::DiskHash {
                 io,
@@ -192,10 +188,8 @@ impl Engine {
     }
 
     fn drop_block(&mut self, volume: usize, id: u64) {
-        if let Some(sync) = self.volumes[volume].sync.as_mut()
-            && let Some(block) = sync.blocks.remove(&id)
-        {
-            self.sync_buffers.push(block.buffer);
+        if let Some(sync) = self.volumes[volume].sync.as_mut() {
+            sync.blocks.remove(&id);
         }
         self.progress = true;
     }
@@ -207,49 +201,50 @@ impl Engine {
         hash: Option<[u8; 32]>,
         failed: Option<i32>,
     ) {
-        let Some(block) = self.block(volume, id) else {
-            // The sync has ended meanwhile; only the disk still used the buffer.
-            self.sync_buffers.push(buffer);
-            self.progress = true;
-            return;
-        };
-        if let Some(errno) = failed {
-            self.drop_block(volume, id);
-            return self.fail_disk(volume, errno);
-        }
-        self.set_stage(volume, id, Stage::Sent);
-        let vol = self.volumes[volume].id;
-        match hash {
-            Some(hash) if block.compare => {
-                self.send(
-                    Message::SyncCompare {
-                        id,
-                        volume: vol,
-                        span: block.span,
-                        hash,
-                    },
-                    None,
-                );
+        // The sync may have ended meanwhile: then there is no such block any more.
+        if let Some(block) = self.block(volume, id) {
+            if let Some(errno) = failed {
+                self.drop_block(volume, id);
+                self.fail_disk(volume, errno);
+            } else {
+                self.set_stage(volume, id, Stage::Sent);
+                self.send_block(volume, id, block, buffer, hash.filter(|_| block.compare));
             }
-            _ => self.send_block(volume, id, block),
         }
+        // The bytes have been taken by `Send`.
+        self.sync_buffers.push(buffer);
+        self.progress = true;
     }
 
-    fn send_block(&mut self, volume: usize, id: u64, block: Block) {
+    fn send_block(
+        &mut self,
+        volume: usize,
+        id: u64,
+        block: Block,
+        buffer: u32,
+        hash: Option<[u8; 32]>,
+    ) {
         let v = &mut self.volumes[volume];
-        v.counters.sent += u64::from(block.span.len);
+        let (vol, span) = (v.id, block.span);
+        if let Some(hash) = hash {
+            let message = Message::SyncCompare {
+                id,
+                volume: vol,
+                span,
+                hash,
+            };
+            return self.send(message, None);
+        }
+        v.counters.sent += u64::from(span.len);
         let message = Message::SyncWrite {
             id,
-            volume: v.id,
-            span: block.span,
+            volume: vol,
+            span,
             kind: WriteKind::Data,
         };
-        self.send(
-            message,
-            Some((Buffer::Resync(block.buffer), block.span.len)),
-        );
+        self.send(message, Some((Buffer::Resync(buffer), span.len)));
         if broken!(self, ClearBitOnSend) {
-            self.clear_synced(volume, block.span);
+            self.clear_synced(volume, span);
         }
     }
 
@@ -264,7 +259,7 @@ impl Engine {
             return;
         };
         match result {
-            SyncResult::Differs => return self.send_block(volume, id, block),
+            SyncResult::Differs => return self.copy_block(volume, id),
             SyncResult::Written | SyncResult::Equal => {
                 if let Some(sync) = self.volumes[volume].sync.as_mut() {
                     let len = u64::from(block.span.len);
@@ -281,6 +276,19 @@ impl Engine {
             }
         }
         self.drop_block(volume, id);
+    }
+
+    /// The compared block differs: read it again, to be copied.
+    fn copy_block(&mut self, volume: usize, id: u64) {
+        if let Some(block) = self.volumes[volume]
+            .sync
+            .as_mut()
+            .and_then(|sync| sync.blocks.get_mut(&id))
+        {
+            block.compare = false;
+            block.stage = Stage::Claimed;
+        }
+        self.progress = true;
     }
 
     /// A sync block is durable at the target.
@@ -380,16 +388,9 @@ impl Engine {
         self.progress = true;
     }
 
-    /// The link is gone, or a disk: buffers that the disk still fills come back on their own.
+    /// The link is gone, or a disk. Buffers that the disk still fills come back on their own.
     pub(super) fn abandon_sync(&mut self, volume: usize) {
-        let Some(sync) = self.volumes[volume].sync.take() else {
-            return;
-        };
-        let idle = sync
-            .blocks
-            .values()
-            .filter(|block| block.stage != Stage::Reading);
-        self.sync_buffers.extend(idle.map(|block| block.buffer));
+        self.volumes[volume].sync = None;
         self.progress = true;
     }
 

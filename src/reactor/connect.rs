@@ -300,3 +300,92 @@ async fn send(stream: &tokio_uring::net::TcpStream, bytes: Vec<u8>) -> io::Resul
     }
     stream.write_all(bytes).await.0
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reactor::orders::orders;
+    use crate::reactor::ring::waker;
+    use crate::reactor::status::tests::config;
+    use std::sync::mpsc::Receiver;
+
+    struct Node {
+        inbox: Receiver<Order>,
+        failure: Failure,
+        /// Held, because a connector ends with it.
+        _wish: watch::Sender<LinkWish>,
+    }
+
+    impl Node {
+        /// Starts the connector of a node whose id is `node`.
+        fn start(node: u8, secret: &str, (own, peer): (SocketAddr, SocketAddr)) -> Node {
+            let mut config = config();
+            config.node = node;
+            config.peer = 1 - node;
+            config.shared_secret = secret.to_owned();
+            let (orders, inbox) = orders(waker().unwrap());
+            let failure: Failure = Rc::default();
+            let (wish, watched) = watch::channel(LinkWish {
+                want: true,
+                up: false,
+            });
+            let shown = Rc::clone(&failure);
+            let connector = Connector::new(&config, (own, peer), orders, watched, shown);
+            tokio_uring::spawn(connector.run());
+            Node {
+                inbox,
+                failure,
+                _wish: wish,
+            }
+        }
+
+        /// True when a connection has been handed over.
+        fn met(&self) -> bool {
+            matches!(self.inbox.try_recv(), Ok(Order::Link { .. }))
+        }
+    }
+
+    fn pair(secrets: [&str; 2]) -> [Node; 2] {
+        let free = std::net::TcpListener::bind("127.0.0.2:0").unwrap();
+        let far = free.local_addr().unwrap();
+        drop(free);
+        let near: SocketAddr = "127.0.0.3:1".parse().unwrap();
+        [
+            Node::start(0, secrets[0], (near, far)),
+            Node::start(1, secrets[1], (far, near)),
+        ]
+    }
+
+    /// Polls for up to ten seconds.
+    async fn eventually(mut condition: impl FnMut() -> bool) -> bool {
+        for _ in 0..1000 {
+            if condition() {
+                return true;
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+        false
+    }
+
+    #[test]
+    fn nodes_with_the_same_secret_meet() {
+        tokio_uring::start(async {
+            let [near, far] = pair(["abc", "abc"]);
+            assert!(eventually(|| near.met()).await);
+            assert!(eventually(|| far.met()).await);
+        });
+    }
+
+    #[test]
+    fn a_wrong_secret_is_reported_and_nothing_is_handed_over() {
+        tokio_uring::start(async {
+            let [near, far] = pair(["abc", "xyz"]);
+            let said = |node: &Node| {
+                let failure = node.failure.borrow();
+                failure.as_ref().is_some_and(|text| text.contains("secret"))
+            };
+            assert!(eventually(|| said(&near) && said(&far)).await);
+            assert!(!near.met() && !far.met());
+        });
+    }
+}

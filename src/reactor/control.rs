@@ -170,8 +170,12 @@ impl Shared {
                 self.command(Command::Connect { discard_my_data }).await
             }
             ServeRequest::Disconnect => self.command(Command::Disconnect).await,
-            ServeRequest::Primary { force } => {
-                let ground = Ground::Operator;
+            ServeRequest::Primary { force, recovered } => {
+                let ground = if recovered {
+                    Ground::Recovered
+                } else {
+                    Ground::Operator
+                };
                 self.command(Command::Primary { force, ground }).await
             }
             ServeRequest::Secondary => self.command(Command::Secondary).await,

@@ -14,6 +14,8 @@ use lockstep_transport::payloads::{PayloadPool, PoolConfig, PoolError};
 use lockstep_transport::tcp::{TcpConfig, TcpLink};
 use lockstep_transport::wire::WireError;
 
+use rustix::mm::{Advice, madvise};
+
 use super::buffers::Memory;
 use super::ring::{Owner, Ring};
 use super::wire::{from_wire, to_wire};
@@ -53,9 +55,11 @@ pub struct Links {
 impl Links {
     /// No link yet. `send_buffer` bounds the bytes that are queued on one.
     pub fn new(send_buffer: usize) -> Result<Links, PoolError> {
+        let pool = PayloadPool::new(POOL)?;
+        touch(&pool);
         Ok(Links {
             entries: Vec::new(),
-            pool: PayloadPool::new(POOL)?,
+            pool,
             next: 1,
             send_buffer,
             scratch: Vec::new(),
@@ -215,6 +219,17 @@ impl Entry {
                 }
             }
         }
+    }
+}
+
+/// Makes the pool's memory present, so that no frame waits for a page.
+fn touch(pool: &PayloadPool) {
+    let (start, len) = pool.region();
+    // SAFETY: the range is a private mapping of the pool; its pages are made present, and their
+    // contents stay what they are.
+    let done = unsafe { madvise(start.cast(), len, Advice::LinuxPopulateWrite) };
+    if let Err(errno) = done {
+        tracing::info!(%errno, "payload memory becomes present at its first use (Linux 5.14)");
     }
 }
 

@@ -18,7 +18,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::buffers::protect_from_reclaim;
 use super::control::Control;
@@ -29,14 +29,21 @@ use super::root::enter_private_root;
 use super::run::{Reactor, Setup};
 use crate::agent::protocol::{ErrorKind, ErrorReply, FrontEnd, Reply, ServeConfig, ServeRequest};
 use crate::engine::{Config, NodeId, Protocol, Timeouts, VolumeId, VoteMode};
+use crate::target::MAX_DATA;
 use crate::target::nbd::{ListenError, listen_tcp, listen_unix};
 
 /// How long a connection may take to bring the configuration.
 const CONFIGURE_LIMIT: Duration = Duration::from_secs(10);
 
-/// Buffers for blocks of a sync, and their size: 8 MiB on their way fill a fast link.
-const RESYNC_BUFFERS: u32 = 64;
-const RESYNC_CHUNK: u32 = 128 << 10;
+/// How long a predecessor's socket may keep an export's place, and the pause between two looks.
+const LISTEN_LIMIT: Duration = Duration::from_secs(5);
+const LISTEN_PAUSE: Duration = Duration::from_millis(20);
+
+/// Buffers for blocks of a sync and for what the peer reads: what is on its way fills a fast link.
+const RESYNC_BUFFERS: u32 = 16;
+
+/// Their size: the largest read of a front end, which a peer without a disk passes on as a whole.
+const RESYNC_CHUNK: u32 = MAX_DATA;
 
 /// Bytes of writes on their way to the peer without an acknowledgement.
 const MAX_UNACKED: u64 = 24 << 20;
@@ -151,7 +158,7 @@ fn configured(
             };
             let error = match came {
                 Ok(Some((ServeRequest::Configure(config), _))) if config.resource == resource => {
-                    match prepare(*config, boot_id) {
+                    match prepare(*config, boot_id).await {
                         Ok(ready) => return Ok((ready, lines.into_socket()?)),
                         Err(error) => ErrorReply::from(error),
                     }
@@ -170,7 +177,7 @@ fn configured(
     })
 }
 
-fn prepare(config: ServeConfig, boot_id: u64) -> Result<Ready, ServeError> {
+async fn prepare(config: ServeConfig, boot_id: u64) -> Result<Ready, ServeError> {
     let engine = engine_config(&config, boot_id)?;
     let address = |text: &str| {
         text.parse()
@@ -180,18 +187,41 @@ fn prepare(config: ServeConfig, boot_id: u64) -> Result<Ready, ServeError> {
         own: address(&config.address)?,
         peer: address(&config.peer_address)?,
     };
-    let listeners = config.volumes.iter().map(|volume| match &volume.front {
-        FrontEnd::Ublk { .. } => Ok(None),
-        FrontEnd::NbdUnix { path, .. } => Ok(Some(listen_unix(Path::new(path))?)),
-        FrontEnd::NbdTcp { address: place, .. } => Ok(Some(listen_tcp(address(place)?)?)),
-    });
-    let listeners = listeners.collect::<Result<_, ServeError>>()?;
+    let mut listeners = Vec::with_capacity(config.volumes.len());
+    for volume in &config.volumes {
+        listeners.push(match &volume.front {
+            FrontEnd::Ublk { .. } => None,
+            FrontEnd::NbdUnix { path, .. } => {
+                Some(when_free(|| listen_unix(Path::new(path))).await?)
+            }
+            FrontEnd::NbdTcp { address: place, .. } => {
+                let place = address(place)?;
+                Some(when_free(|| listen_tcp(place)).await?)
+            }
+        });
+    }
     Ok(Ready {
         engine,
         addresses,
         listeners,
         config,
     })
+}
+
+/// Listens as soon as the place is free: the kernel takes apart the ring of a predecessor, and with
+/// it the accept that holds its socket, only after that process has ended.
+async fn when_free(
+    mut listen: impl FnMut() -> Result<OwnedFd, ListenError>,
+) -> Result<OwnedFd, ServeError> {
+    let deadline = Instant::now() + LISTEN_LIMIT;
+    loop {
+        match listen() {
+            Err(ListenError::InUse(_)) if Instant::now() < deadline => {
+                tokio::time::sleep(LISTEN_PAUSE).await;
+            }
+            done => return Ok(done?),
+        }
+    }
 }
 
 /// The engine's configuration.

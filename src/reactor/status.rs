@@ -233,7 +233,7 @@ fn object(value: Value) -> Map<String, Value> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::agent::protocol::ServeVolume;
     use crate::engine::{
@@ -241,7 +241,8 @@ mod tests {
         VolumeId,
     };
 
-    fn config() -> ServeConfig {
+    /// A configuration to test with.
+    pub fn config() -> ServeConfig {
         ServeConfig {
             resource: "r0".to_owned(),
             node: 0,

@@ -1,0 +1,661 @@
+//! The checks that need more than the oracle's history: both disks, their durable metadata, and
+//! what an engine was told. Each is called from the place where the rule could break.
+
+use lockstep::engine::Protocol;
+use lockstep::engine::{
+    Buffer, ConnectionState, DiskState, LogTransaction, ReplicationState, Session, Span, Term,
+    VolumeImage,
+};
+
+use crate::disk::{Pages, SECTOR};
+use crate::node::{EXTENT, Origin, Request, Target, Wish};
+use crate::oracle::{Check, Outcome, WriteId, stamp_of};
+use crate::world::{Phase, World};
+
+/// Sectors per bit of the bitmap.
+const BIT_SECTORS: u64 = 8;
+/// Sectors per extent of the activity log.
+const EXTENT_SECTORS: u64 = EXTENT / SECTOR;
+
+/// What one node's durable metadata says may differ.
+struct Cover {
+    image: VolumeImage,
+    /// Replaces the log after the mere death of a data plane.
+    exact: Option<Vec<Span>>,
+}
+
+impl Cover {
+    fn covers(&self, sector: u64) -> bool {
+        let bit = sector / BIT_SECTORS;
+        let word = self
+            .image
+            .bitmap
+            .get((bit / 64) as usize)
+            .copied()
+            .unwrap_or(0);
+        if word >> (bit % 64) & 1 == 1 {
+            return true;
+        }
+        match &self.exact {
+            Some(spans) => {
+                let span = Span::new(sector * SECTOR, SECTOR as u32);
+                spans.iter().any(|s| s.overlaps(span))
+            }
+            None => self.image.log.contains(&((sector / EXTENT_SECTORS) as u32)),
+        }
+    }
+}
+
+impl World {
+    // ---- rule 1: completions ----
+
+    /// A request left the engine.
+    pub fn completed(&mut self, node: usize, request: Request, ok: bool) {
+        self.note(Some(node), "complete", || {
+            let stamp = request.write.map(stamp_of);
+            format!(
+                "{:?} {}+{} ok {ok} stamp {stamp:?}",
+                request.wish, request.start, request.count
+            )
+        });
+        if let Some(id) = request.write {
+            let outcome = if ok { Outcome::Ok } else { Outcome::Failed };
+            self.oracle.end(id, outcome);
+            if ok {
+                self.check_write_completed(node, &request, id);
+            }
+            return;
+        }
+        match request.wish {
+            Wish::Read if ok && self.plan.scenario.weights.silent == 0 => {
+                let Request {
+                    volume,
+                    start,
+                    submitted,
+                    data,
+                    ..
+                } = &request;
+                self.oracle.read(node, *volume, *start, *submitted, data);
+            }
+            Wish::Flush if ok => self.check_flush_completed(node, &request),
+            _ => {}
+        }
+    }
+
+    /// Whether a node's own copy takes part in its I/O.
+    fn local_copy(&self, node: usize, volume: usize) -> bool {
+        self.nodes[node]
+            .process
+            .as_ref()
+            .and_then(|p| p.engine.status().devices.get(volume).map(|d| d.disk))
+            .is_some_and(|disk| disk == DiskState::UpToDate)
+    }
+
+    fn check_write_completed(&mut self, node: usize, request: &Request, id: WriteId) {
+        let volume = request.volume;
+        let peer = 1 - node;
+        if let Some(generation) = self.nodes[node].generation(volume)
+            && self.local_copy(node, volume)
+        {
+            self.truth[volume] = Some(generation);
+        }
+        if self.plan.scenario.weights.silent > 0 {
+            return;
+        }
+        let fua = matches!(request.wish, Wish::Write { fua: true })
+            || matches!(request.wish, Wish::Zeroes { fua: true, .. });
+        if self.local_copy(node, volume) {
+            let disk = &self.nodes[node].disks[volume];
+            let pages = if fua { disk.stable() } else { disk.view() };
+            if let Some(sector) = self.oracle.missing(id, pages) {
+                let text = format!(
+                    "write {} completed on node {node}, whose own copy lacks volume {volume} \
+                     sector {sector}",
+                    stamp_of(id)
+                );
+                self.oracle.report(1, Check::Completion, text);
+            }
+        }
+        self.check_peer_has(node, peer, volume, id, fua);
+    }
+
+    /// The peer has what the protocol promises, or is provably left behind (rule 6).
+    fn check_peer_has(&mut self, node: usize, peer: usize, volume: usize, id: WriteId, fua: bool) {
+        let submitted = self.oracle.write(id).map_or(0, |w| w.submitted);
+        if self.oracle.nodes[peer].power_lost > submitted {
+            return;
+        }
+        let disk = &self.nodes[peer].disks[volume];
+        let strict = self.options.protocol == Protocol::C;
+        let pages = if fua && strict {
+            disk.stable()
+        } else {
+            disk.view()
+        };
+        let Some(sector) = self.oracle.missing(id, pages) else {
+            return;
+        };
+        match self.options.protocol {
+            Protocol::A if self.connected(node) => return,
+            Protocol::B if self.oracle.was_received(id) => return,
+            _ => {}
+        }
+        let mine = self.nodes[node].generation(volume);
+        let theirs = self.nodes[peer].generation(volume);
+        let fit = self.nodes[peer].unfit(volume).is_none();
+        let recorded = self.nodes[node]
+            .superblock(volume)
+            .is_some_and(|s| s.peers.first().is_some_and(|p| p.outdated));
+        if fit && mine == theirs && !recorded {
+            let text = format!(
+                "write {} completed on node {node} without node {peer} (volume {volume} sector \
+                 {sector}), whose copy still has the same generation",
+                stamp_of(id)
+            );
+            self.oracle.report(1, Check::Completion, text);
+        }
+    }
+
+    fn connected(&self, node: usize) -> bool {
+        self.nodes[node]
+            .process
+            .as_ref()
+            .is_some_and(|p| p.engine.status().connection.state == ConnectionState::Connected)
+    }
+
+    fn check_flush_completed(&mut self, node: usize, request: &Request) {
+        if self.plan.scenario.weights.silent > 0 {
+            return;
+        }
+        let (volume, peer) = (request.volume, 1 - node);
+        let mut holders = Vec::new();
+        if self.local_copy(node, volume) {
+            holders.push(node);
+        }
+        let status = self.nodes[node].process.as_ref().map(|p| p.engine.status());
+        let replicating = status.is_some_and(|s| {
+            s.connection.peer_devices.get(volume).is_some_and(|d| {
+                d.replication == ReplicationState::Established && d.peer_disk == DiskState::UpToDate
+            })
+        });
+        if replicating && self.options.protocol == Protocol::C {
+            holders.push(peer);
+        }
+        let stable: Vec<(usize, Pages)> = holders
+            .into_iter()
+            .map(|n| (n, self.nodes[n].disks[volume].stable().clone()))
+            .collect();
+        let stable: Vec<(usize, &Pages)> = stable.iter().map(|(n, p)| (*n, p)).collect();
+        self.oracle
+            .flushed(node, volume, request.submitted, &stable);
+    }
+
+    // ---- rules 4 and 7: submissions ----
+
+    /// A data write leaves the engine for the disk.
+    pub fn check_write(
+        &mut self,
+        node: usize,
+        volume: usize,
+        span: Span,
+        buffer: Option<Buffer>,
+        origin: Origin,
+        term: Option<Term>,
+    ) {
+        let Some(process) = &self.nodes[node].process else {
+            return;
+        };
+        if let Some(Buffer::Request(_)) = buffer {
+            let last = (span.end() - 1) / EXTENT;
+            let cold = (span.start / EXTENT..=last)
+                .map(|e| e as u32)
+                .find(|extent| {
+                    !process.logged[volume].contains(extent)
+                        || process.logging[volume]
+                            .as_ref()
+                            .is_some_and(|t| !t.contains(extent))
+                });
+            if let Some(extent) = cold {
+                let text = format!(
+                    "node {node} submits {span} of volume {volume}, extent {extent} is not \
+                     durable in its log"
+                );
+                self.oracle.report(4, Check::Logged, text);
+            }
+        }
+        let Origin::Peer { session, sync } = origin else {
+            return;
+        };
+        let Some(process) = &self.nodes[node].process else {
+            return;
+        };
+        let accepted = process.session;
+        if session != accepted {
+            let text = format!(
+                "node {node} submits {span} of session {:x}, it accepted session {:x}",
+                session.0, accepted.0
+            );
+            self.oracle.report(7, Check::Fence, text);
+        }
+        let known = (0..self.plan.volumes)
+            .filter_map(|v| self.nodes[node].superblock(v).map(|s| s.term))
+            .max();
+        if let (Some(term), Some(known)) = (term, known)
+            && term < known
+            // A source that is promoted in the middle of a sync stays the source.
+            && !sync
+        {
+            let text = format!("node {node} submits {span} of term {term}, it knows term {known}");
+            self.oracle.report(7, Check::Fence, text);
+        }
+    }
+
+    /// A node accepts a new session: nothing of an older one may be on its way to the disk.
+    pub fn check_session(&mut self, node: usize, link: usize) {
+        let from = self.nodes[node].process.as_ref().and_then(|p| {
+            p.requests
+                .values()
+                .filter_map(|r| r.write)
+                .filter_map(|id| self.oracle.write(id))
+                .map(|w| w.submitted)
+                .min()
+        });
+        let now = self.oracle.now();
+        let Some(process) = &mut self.nodes[node].process else {
+            return;
+        };
+        process.session = Session::default();
+        process.session_link = link;
+        process.session_from = from.unwrap_or(now);
+        process.landed.clear();
+        self.check_drained(node, "accepts a session");
+    }
+
+    /// The handshake names no session; the first frame after it does.
+    pub fn learn_session(&mut self, node: usize, link: usize, session: Session) {
+        if let Some(process) = &mut self.nodes[node].process
+            && process.session_link == link
+            && process.session == Session::default()
+        {
+            process.session = session;
+        }
+    }
+
+    fn check_drained(&mut self, node: usize, what: &str) {
+        let Some(process) = &self.nodes[node].process else {
+            return;
+        };
+        let late = process.ios.values().any(|t| {
+            matches!(
+                t,
+                Target::Write {
+                    origin: Origin::Peer { .. },
+                    ..
+                }
+            )
+        });
+        if late {
+            let text = format!("node {node} {what} while a write of an older session is in flight");
+            self.oracle.report(7, Check::Fence, text);
+        }
+    }
+
+    /// A write reaches the disk: rule 9 for sync blocks.
+    pub fn check_landing(
+        &mut self,
+        node: usize,
+        volume: usize,
+        origin: Origin,
+        start: u64,
+        stamps: &[u64],
+    ) {
+        let Origin::Peer { session, sync } = origin else {
+            return;
+        };
+        let Some(process) = &mut self.nodes[node].process else {
+            return;
+        };
+        if !sync {
+            let landed = (start..)
+                .zip(stamps)
+                .map(|(s, stamp)| ((volume, s), (session, *stamp)));
+            process.landed.extend(landed);
+            return;
+        }
+        let Some(process) = &self.nodes[node].process else {
+            return;
+        };
+        let source = self.nodes[1 - node].disks[volume].view();
+        let newer = (start..).zip(stamps).find_map(|(sector, stamp)| {
+            let (s, newer) = process.landed.get(&(volume, sector))?;
+            let older = *s == session && newer > stamp && source.get(sector) != *stamp;
+            older.then_some((sector, *stamp, *newer))
+        });
+        if let Some((sector, stamp, newer)) = newer {
+            let text = format!(
+                "node {node}: a sync block puts {stamp} over the newer {newer} in volume \
+                 {volume} sector {sector}"
+            );
+            self.oracle.report(9, Check::Order, text);
+        }
+    }
+
+    // ---- rules 5, 6 and 8: promotion ----
+
+    /// A node starts to serve.
+    pub fn check_promotion(&mut self, node: usize) {
+        let Some(process) = &self.nodes[node].process else {
+            return;
+        };
+        let forced = process.forcing;
+        let connected = process.status.connection.state == ConnectionState::Connected;
+        let local = process
+            .status
+            .devices
+            .iter()
+            .all(|d| d.disk == DiskState::UpToDate);
+        self.note(Some(node), "serve", || {
+            format!("forced {forced} connected {connected}")
+        });
+        self.check_drained(node, "starts to serve");
+        if !forced {
+            for volume in 0..self.plan.volumes {
+                self.check_current(node, volume);
+            }
+        }
+        let other_serves = self.nodes[1 - node].serving();
+        // After a forced promotion a node's own record may say that the other is out.
+        // And a primary without any disk has left the data to its peer.
+        let other_has = self
+            .disk_states(1 - node)
+            .values()
+            .any(|d| *d == DiskState::UpToDate);
+        let plain = !forced && self.plan.scenario.weights.force == 0;
+        if other_serves && other_has && plain && self.plan.volumes == 1 {
+            let text = format!("node {node} serves while node {} does", 1 - node);
+            self.oracle.report(6, Check::Promote, text);
+        }
+        self.check_causal(node);
+        let contents = local.then(|| {
+            self.nodes[node]
+                .disks
+                .iter()
+                .map(|d| d.view().clone())
+                .collect()
+        });
+        let both = [0, 1];
+        let sources: &[usize] = if connected { &both } else { &both[node..=node] };
+        self.oracle
+            .promoted(node, forced, contents, sources, other_serves);
+    }
+
+    fn check_current(&mut self, node: usize, volume: usize) {
+        let attached = self.nodes[node]
+            .process
+            .as_ref()
+            .and_then(|p| p.status.devices.get(volume))
+            .is_some_and(|d| d.disk > DiskState::Negotiating);
+        if !attached {
+            return;
+        }
+        if let Some(state) = self.nodes[node].unfit(volume) {
+            let text = format!("node {node} serves volume {volume}, which its disk calls {state}");
+            return self.oracle.report(6, Check::Promote, text);
+        }
+        if self.oracle.undecided() || self.oracle.authority() == node {
+            return;
+        }
+        let (Some(truth), Some(superblock)) =
+            (self.truth[volume], self.nodes[node].superblock(volume))
+        else {
+            return;
+        };
+        let knows = superblock.current == truth
+            || superblock.history.contains(&truth)
+            || superblock.peers.first().is_some_and(|p| p.base == truth);
+        if !knows {
+            let text = format!(
+                "node {node} serves volume {volume} at generation {}, writes were completed under \
+                 {truth}",
+                superblock.current
+            );
+            self.oracle.report(8, Check::Promote, text);
+        }
+    }
+
+    /// Rule 5 on a node's disks as they are.
+    pub fn check_causal(&mut self, node: usize) {
+        if (0..self.plan.volumes).any(|v| self.nodes[node].unfit(v) == Some("Inconsistent"))
+            || self.plan.scenario.weights.silent > 0
+        {
+            return;
+        }
+        let views: Vec<&Pages> = self.nodes[node].disks.iter().map(|d| d.view()).collect();
+        self.oracle.inspect(node, &views);
+    }
+
+    // ---- rules 2 to 4: dirty bits ----
+
+    fn cover(&self, node: usize, volume: usize) -> Option<Cover> {
+        let image = self.nodes[node].recover(volume)?;
+        Some(Cover {
+            image,
+            exact: self.exact(node, volume),
+        })
+    }
+
+    /// The ranges that the agent would hand to the next data plane.
+    pub fn exact(&self, node: usize, volume: usize) -> Option<Vec<Span>> {
+        let n = &self.nodes[node];
+        let tracked = n
+            .tracked
+            .as_ref()
+            .filter(|t| t.exact && n.process.is_none())?;
+        Some(
+            tracked
+                .slots
+                .values()
+                .filter(|(v, _)| *v == volume)
+                .map(|(_, s)| *s)
+                .collect(),
+        )
+    }
+
+    /// Every difference between the disks is known to the bitmaps and logs on them.
+    pub fn check_dirty(&mut self, when: &str) {
+        for volume in 0..self.plan.volumes {
+            self.check_dirty_volume(volume, when, None);
+        }
+    }
+
+    fn check_dirty_volume(&mut self, volume: usize, when: &str, extents: Option<&[u32]>) {
+        if self.plan.scenario.weights.silent > 0 {
+            return;
+        }
+        let (a, b) = (&self.nodes[0].disks[volume], &self.nodes[1].disks[volume]);
+        let differing = a.view().difference(b.view());
+        if differing.is_empty() {
+            return;
+        }
+        let (Some(left), Some(right)) = (self.cover(0, volume), self.cover(1, volume)) else {
+            return;
+        };
+        if !related(&left.image, &right.image) {
+            return;
+        }
+        let found = differing.into_iter().find(|sector| {
+            let wanted = extents.is_none_or(|e| e.contains(&((sector / EXTENT_SECTORS) as u32)));
+            wanted && !left.covers(*sector) && !right.covers(*sector)
+        });
+        if let Some(sector) = found {
+            let text = format!(
+                "{when}: volume {volume} sector {sector} holds {} on node 0 and {} on node 1, and \
+                 neither bitmap nor log says so",
+                a.view().get(sector),
+                b.view().get(sector)
+            );
+            self.oracle.report(2, Check::Dirty, text);
+        }
+    }
+
+    /// Extents left the durable log of a node.
+    pub fn check_evicted(&mut self, node: usize, volume: usize, extents: &[u32]) {
+        let extents: Vec<u32> = extents
+            .iter()
+            .copied()
+            .filter(|e| *e != LogTransaction::FREE)
+            .collect();
+        if !extents.is_empty() {
+            self.check_stable_equal(node, volume, &extents);
+            self.check_dirty_volume(volume, "extent left the log", Some(&extents));
+        }
+    }
+
+    /// Rule 4 at the exit of an extent: what is stable must be equal, or a bit must be set.
+    fn check_stable_equal(&mut self, node: usize, volume: usize, extents: &[u32]) {
+        if self.plan.scenario.weights.silent > 0 {
+            return;
+        }
+        let peer = 1 - node;
+        let (a, b) = (
+            &self.nodes[node].disks[volume],
+            &self.nodes[peer].disks[volume],
+        );
+        let differing = a.stable().difference(b.stable());
+        let Some(first) = differing
+            .iter()
+            .copied()
+            .find(|sector| extents.contains(&((sector / EXTENT_SECTORS) as u32)))
+        else {
+            return;
+        };
+        let (Some(mine), Some(theirs)) = (self.cover(node, volume), self.cover(peer, volume))
+        else {
+            return;
+        };
+        if !related(&mine.image, &theirs.image) || self.nodes[peer].unfit(volume).is_some() {
+            return;
+        }
+        let bare = differing.into_iter().find(|sector| {
+            let inside = extents.contains(&((sector / EXTENT_SECTORS) as u32));
+            inside && !mine.covers(*sector) && !theirs.covers(*sector)
+        });
+        if let Some(sector) = bare {
+            let text = format!(
+                "an extent of volume {volume} left the log of node {node} while sector {sector} \
+                 (first {first}) is not durable on both"
+            );
+            self.oracle.report(4, Check::Dirty, text);
+        }
+    }
+
+    // ---- rest ----
+
+    /// Called after a node's state was read again: did it get into sync?
+    pub fn check_established(&mut self, node: usize) {
+        let Some(process) = &mut self.nodes[node].process else {
+            return;
+        };
+        let connection = &process.status.connection;
+        let now = connection.peer_devices.iter().all(|p| {
+            p.replication == ReplicationState::Established && p.peer_disk == DiskState::UpToDate
+        }) && process
+            .status
+            .devices
+            .iter()
+            .all(|d| d.disk == DiskState::UpToDate);
+        let before = std::mem::replace(&mut process.established, now);
+        let (serving, from) = (process.serving, process.session_from);
+        if now && !before && serving {
+            self.oracle.synced(1 - node, from);
+        }
+    }
+
+    /// Both nodes say that both copies are up to date, and nothing is on its way.
+    pub fn quiet(&self) -> bool {
+        self.network.idle()
+            && self.nodes.iter().all(|node| {
+                !node.paused
+                    && !node.busy()
+                    && node.orphans.is_empty()
+                    && node.process.as_ref().is_some_and(|p| {
+                        p.established
+                            && p.requests.is_empty()
+                            && p.meta.iter().all(|m| m.current.is_none())
+                    })
+            })
+    }
+
+    /// EQUAL, when the moment allows it.
+    pub fn check_equal(&mut self) {
+        if !self.quiet() || self.plan.scenario.weights.silent > 0 {
+            return;
+        }
+        let serving = (0..2).find(|n| self.nodes[*n].serving());
+        let contents: [Vec<&Pages>; 2] =
+            [0, 1].map(|n: usize| self.nodes[n].disks.iter().map(|d| d.view()).collect());
+        self.oracle.settled(serving, contents);
+    }
+
+    /// The run has reached its goal.
+    pub fn recovered(&self) -> bool {
+        matches!(self.phase, Phase::Liveness { .. })
+            && self.requests_left == 0
+            && self.nodes.iter().any(|n| n.serving())
+            && self.quiet()
+    }
+
+    /// The last comparison of both disks.
+    pub fn finish(&mut self) {
+        let silent = self.plan.scenario.weights.silent > 0;
+        for volume in 0..self.plan.volumes {
+            let differing = self.nodes[0].disks[volume]
+                .view()
+                .difference(self.nodes[1].disks[volume].view());
+            if let Some(sector) = differing.first().filter(|_| !silent) {
+                let text = format!("at the end volume {volume} sector {sector} differs");
+                self.oracle.report(4, Check::Equal, text);
+            }
+            let strange = differing
+                .iter()
+                .find(|s| !self.atlas.spoiled.contains(&(volume, **s)));
+            if let Some(sector) = strange.filter(|_| silent) {
+                let text =
+                    format!("volume {volume} sector {sector} differs although no fault touched it");
+                self.oracle.report(4, Check::Compare, text);
+            }
+            if silent {
+                self.check_compare(volume, &differing);
+            }
+        }
+        self.check_equal();
+    }
+
+    /// Every sector that a silent fault left wrong is among the differences.
+    fn check_compare(&mut self, volume: usize, differing: &[u64]) {
+        let weak = self.atlas.weak_node;
+        let disk = &self.nodes[weak].disks[volume];
+        let missed = self.atlas.spoiled.iter().find(|(v, sector)| {
+            *v == volume
+                && !differing.contains(sector)
+                && self
+                    .oracle
+                    .is_stale(volume, *sector, disk.view().get(*sector))
+        });
+        if let Some((_, sector)) = missed.copied() {
+            let text = format!("the comparison missed volume {volume} sector {sector}");
+            self.oracle.report(4, Check::Compare, text);
+        }
+    }
+}
+
+/// Whether two copies would be synced by bitmap: the bits must then say everything.
+fn related(a: &VolumeImage, b: &VolumeImage) -> bool {
+    let (sa, sb) = (&a.superblock, &b.superblock);
+    let base = |s: &lockstep::engine::Superblock| s.peers.first().map(|p| p.base);
+    let full = |s: &lockstep::engine::Superblock| s.peers.first().is_some_and(|p| p.want_full);
+    if sa.current.is_fresh() || sb.current.is_fresh() || full(sa) || full(sb) {
+        return false;
+    }
+    sa.current == sb.current || base(sa) == Some(sb.current) || base(sb) == Some(sa.current)
+}

@@ -1,0 +1,274 @@
+//! The operator: scripted, random, sometimes unreasonable in the safety phase; patient and
+//! sensible in the liveness phase, where it mends what the faults have left behind.
+
+use lockstep::engine::{
+    Command, ConnectionState, DiskState, Ground, Refusal, ReplicationState, VolumeId,
+};
+
+use crate::node::Purpose;
+use crate::scenario::Weights;
+use crate::world::{Happening, Phase, World};
+
+impl World {
+    /// The operator looks at the cluster and does one thing.
+    pub fn operate(&mut self) {
+        let pause = self.rng.delay(self.plan.operator_interval);
+        self.schedule.after(pause, Happening::Operator);
+        self.check_equal();
+        if self.phase == Phase::Safety {
+            self.experiment();
+        } else {
+            self.mend();
+        }
+    }
+
+    fn connection(&self, node: usize) -> Option<ConnectionState> {
+        self.nodes[node]
+            .process
+            .as_ref()
+            .map(|p| p.status.connection.state)
+    }
+
+    fn reason(&self, node: usize) -> Option<&Refusal> {
+        self.nodes[node]
+            .process
+            .as_ref()
+            .and_then(|p| p.status.connection.reason.as_ref())
+    }
+
+    /// Asks for the primary role. With a voter its word is used when it would be given.
+    pub fn promote(&mut self, node: usize, force: bool) {
+        let mut ground = Ground::Operator;
+        if self.options.voter {
+            let mine: Vec<_> = (0..self.plan.volumes)
+                .map(|v| self.nodes[node].generation(v))
+                .collect();
+            // The voter would wait for the lease of a node that still serves.
+            if !self.nodes[1 - node].serving() && self.voter.grants(&mine) {
+                ground = Ground::Voter;
+            }
+        }
+        if let Some(process) = &mut self.nodes[node].process {
+            process.forcing = force;
+        }
+        self.command(node, Command::Primary { force, ground }, Purpose::Primary);
+    }
+
+    /// An answer of the engine to a command.
+    pub fn command_done(&mut self, node: usize, command: u64, result: Result<(), Refusal>) {
+        let Some(process) = &mut self.nodes[node].process else {
+            return;
+        };
+        let purpose = process.commands.remove(&command);
+        let refused = result.is_err();
+        let forced = purpose == Some(Purpose::Primary) && process.forced;
+        self.note(Some(node), "answer", || {
+            format!("command {command} {purpose:?} {result:?}")
+        });
+        if forced && !refused && self.phase == Phase::Safety && self.rng.chance(600) {
+            // Second thoughts, before anything was written.
+            self.command(node, Command::Secondary, Purpose::Other);
+        }
+        if purpose == Some(Purpose::Primary) && refused {
+            self.nodes[node].recover_role = false;
+            self.abandon(node);
+            if let Some(process) = &mut self.nodes[node].process {
+                process.forcing = false;
+            }
+        }
+    }
+
+    // ---- safety phase ----
+
+    fn experiment(&mut self) {
+        let up: Vec<usize> = (0..2).filter(|n| self.nodes[*n].running()).collect();
+        let Some(node) = self.rng.pick(&up).copied() else {
+            return;
+        };
+        let serving = up.iter().copied().find(|n| self.nodes[*n].serving());
+        self.reconnect(node);
+        let Some(primary) = serving else {
+            // Fresh volumes need force once.
+            let fresh = (0..self.plan.volumes)
+                .all(|v| self.nodes[node].generation(v).is_some_and(|g| g.is_fresh()));
+            let first = self.truth.iter().all(Option::is_none) && !self.plan.synced && fresh;
+            let forced =
+                first && node == 0 || self.plan.scenario.weights.force > 0 && self.rng.chance(250);
+            return self.promote(node, forced);
+        };
+        let w: Weights = self.plan.scenario.weights;
+        let choice = self.rng.weighted(&[
+            30,
+            w.switch,
+            w.intrude,
+            w.disconnect,
+            w.detach,
+            w.invalidate,
+            w.force,
+        ]);
+        let volume = VolumeId(self.rng.below(self.plan.volumes as u64) as u16);
+        match choice {
+            0 => self.reattach(node),
+            1 => self.switch(primary),
+            2 => self.promote(1 - primary, false),
+            3 => self.command(node, Command::Disconnect, Purpose::Other),
+            4 => self.detach(node, volume),
+            5 if node != primary => {
+                if self.copy_is_good(primary) {
+                    self.command(node, Command::Invalidate { volume }, Purpose::Other);
+                }
+            }
+            6 => self.force(primary),
+            _ => {}
+        }
+    }
+
+    /// Demotes the primary and promotes the other node.
+    fn switch(&mut self, primary: usize) {
+        self.command(primary, Command::Secondary, Purpose::Other);
+        if self.rng.chance(700) && self.nodes[1 - primary].running() {
+            self.promote(1 - primary, false);
+        }
+    }
+
+    /// Force behind a cut: from here on, a loss is what the operator asked for.
+    fn force(&mut self, primary: usize) {
+        let other = 1 - primary;
+        if self.connection(other) == Some(ConnectionState::Connected) || !self.network.cut[0] {
+            return;
+        }
+        self.promote(other, true);
+    }
+
+    fn detach(&mut self, node: usize, volume: VolumeId) {
+        if self.copy_is_good(0) && self.copy_is_good(1) {
+            self.command(node, Command::Detach { volume }, Purpose::Other);
+        }
+    }
+
+    /// Every volume of a node is up to date.
+    fn copy_is_good(&self, node: usize) -> bool {
+        let states = self.disk_states(node);
+        !states.is_empty() && states.values().all(|d| *d == DiskState::UpToDate)
+    }
+
+    fn reconnect(&mut self, node: usize) {
+        if self.connection(node) == Some(ConnectionState::StandAlone) && self.rng.chance(500) {
+            self.rejoin(node, false);
+        }
+    }
+
+    fn rejoin(&mut self, node: usize, discard: bool) {
+        if discard {
+            self.command(node, Command::Disconnect, Purpose::Other);
+            self.oracle.discarded(node);
+        }
+        self.command(
+            node,
+            Command::Connect {
+                discard_my_data: discard,
+            },
+            Purpose::Other,
+        );
+    }
+
+    /// Gives detached disks back.
+    fn reattach(&mut self, node: usize) {
+        for (volume, state) in self.disk_states(node) {
+            let idle = !self.nodes[node].disks[volume].busy();
+            if state == DiskState::Diskless && idle {
+                self.attach(node, volume, None);
+            }
+        }
+    }
+
+    // ---- liveness phase ----
+
+    fn mend(&mut self) {
+        for node in 0..2 {
+            self.reattach(node);
+        }
+        let serving: Vec<usize> = (0..2).filter(|n| self.nodes[*n].serving()).collect();
+        if serving.len() == 2 {
+            // Two histories: the second node gives way.
+            self.command(1, Command::Secondary, Purpose::Other);
+            return;
+        }
+        if let Some(node) = serving.first().copied()
+            && self
+                .disk_states(node)
+                .values()
+                .any(|d| *d == DiskState::Diskless)
+            && self.copy_is_good(1 - node)
+        {
+            // A disk is given back to a secondary only.
+            return self.command(node, Command::Secondary, Purpose::Other);
+        }
+        if self.resolve(serving.first().copied()) {
+            return;
+        }
+        for node in 0..2 {
+            if self.connection(node) == Some(ConnectionState::StandAlone) {
+                self.rejoin(node, false);
+            }
+        }
+        if serving.is_empty() {
+            self.choose_primary();
+        }
+    }
+
+    /// Ends a disagreement about the data. True when something was done.
+    fn resolve(&mut self, serving: Option<usize>) -> bool {
+        let reasons = [self.reason(0).cloned(), self.reason(1).cloned()];
+        let split = reasons
+            .iter()
+            .flatten()
+            .any(|r| matches!(r, Refusal::SplitBrain { .. }));
+        if split {
+            let loser = serving.map_or(1, |s| 1 - s);
+            self.rejoin(loser, true);
+            self.rejoin(1 - loser, false);
+            return true;
+        }
+        let stale = reasons.iter().flatten().any(|r| {
+            matches!(
+                r,
+                Refusal::StaleTerm
+                    | Refusal::PrimaryIsOlder { .. }
+                    | Refusal::BothPrimary
+                    | Refusal::NoSource { .. }
+            )
+        });
+        if let (true, Some(node)) = (stale, serving) {
+            self.command(node, Command::Secondary, Purpose::Other);
+            return true;
+        }
+        false
+    }
+
+    fn choose_primary(&mut self) {
+        let synced = (0..2).all(|n| {
+            self.nodes[n].process.as_ref().is_some_and(|p| {
+                p.status.connection.state == ConnectionState::Connected
+                    && p.status
+                        .connection
+                        .peer_devices
+                        .iter()
+                        .all(|d| d.replication == ReplicationState::Established)
+            })
+        });
+        let node = if synced {
+            self.rng.below(2) as usize
+        } else {
+            0
+        };
+        let fresh = (0..2).all(|n| {
+            (0..self.plan.volumes)
+                .all(|v| self.nodes[n].generation(v).is_some_and(|g| g.is_fresh()))
+        });
+        let connected = self.connection(node) == Some(ConnectionState::Connected);
+        if connected {
+            self.promote(node, fresh);
+        }
+    }
+}

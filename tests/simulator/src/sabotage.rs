@@ -1,0 +1,90 @@
+//! The planted defects: which rule each one breaks, which check must object, and under which
+//! conditions it can show.
+
+use lockstep::engine::{Protocol, Sabotage};
+
+use crate::oracle::Check;
+
+/// What there is to know about one defect.
+pub struct Plant {
+    pub defect: Sabotage,
+    pub rule: u8,
+    pub check: Check,
+    /// Protocol when the command line names none.
+    pub protocol: Protocol,
+    /// Scenarios that can bring it out.
+    pub scenarios: &'static [&'static str],
+}
+
+/// The row of a defect.
+pub fn plant(defect: Sabotage) -> Plant {
+    use Check::{Causal, Completion, Dirty, Equal, Fence, Logged, Order, Promote};
+    use Protocol::{A, C};
+    let (rule, check, protocol, scenarios): (u8, Check, Protocol, &'static [&'static str]) =
+        match defect {
+            Sabotage::AckBeforePeer => (1, Completion, C, &["calm", "links"]),
+            Sabotage::AckBeforeLocal => (1, Completion, C, &["calm", "links"]),
+            Sabotage::SkipAl => (4, Logged, C, &["calm", "kills"]),
+            Sabotage::EarlyEvict => (4, Dirty, C, &["kills", "power", "links", "storm"]),
+            Sabotage::PartialClear => (2, Dirty, C, &["syncing", "links", "kills", "storm"]),
+            Sabotage::OneSidedBitmap => (4, Equal, C, &["takeover", "force", "storm"]),
+            Sabotage::ClearBitOnSend => (2, Dirty, C, &["links", "kills", "storm"]),
+            Sabotage::NoDirtyOnLinkLoss => (3, Dirty, C, &["links", "storm", "kills"]),
+            Sabotage::SkipEpochBarrier => (5, Causal, A, &["links", "kills", "storm"]),
+            Sabotage::ForgetFlush => (1, Completion, C, &["calm", "power"]),
+            Sabotage::ResyncOverwritesNewer => (9, Order, C, &["links", "kills", "storm"]),
+            Sabotage::PromoteInconsistent => (5, Promote, C, &["takeover", "links", "storm"]),
+            Sabotage::TrustOwnUptodate => (8, Promote, C, &["takeover"]),
+            Sabotage::IgnoreTerm => (7, Fence, C, &["overtaken"]),
+            Sabotage::StaleSession => (7, Fence, C, &["links", "flapping"]),
+            Sabotage::PromoteWithoutDrain => (7, Fence, A, &["overtaken", "flapping"]),
+        };
+    Plant {
+        defect,
+        rule,
+        check,
+        protocol,
+        scenarios,
+    }
+}
+
+/// The check that must object.
+pub fn meant_check(defect: Sabotage) -> Check {
+    plant(defect).check
+}
+
+/// The defect of a name.
+pub fn by_name(name: &str) -> Option<Sabotage> {
+    Sabotage::ALL
+        .iter()
+        .find(|(_, other)| *other == name)
+        .map(|(defect, _)| *defect)
+}
+
+/// `NAME rule R ORACLE` for every defect.
+pub fn list() -> String {
+    Sabotage::ALL
+        .iter()
+        .map(|(defect, name)| {
+            let plant = plant(*defect);
+            format!("{name} rule {} {}\n", plant.rule, plant.check)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_defect_has_a_name_and_known_scenarios() {
+        assert_eq!(list().lines().count(), 16);
+        for (defect, name) in Sabotage::ALL {
+            assert_eq!(by_name(name), Some(*defect));
+            for scenario in plant(*defect).scenarios {
+                assert!(crate::scenario::by_name(scenario).is_some(), "{scenario}");
+            }
+        }
+        assert_eq!(by_name("nothing"), None);
+    }
+}
