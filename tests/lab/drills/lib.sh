@@ -98,6 +98,7 @@ start_pair() {
 plane() { cat "/run/$1/r0.pid" 2>/dev/null; }
 new_plane() { [ -n "$(plane "$1")" ] && [ "$(plane "$1")" != "$2" ]; }
 role_is() { [ "$(on "$1" role r0 2>/dev/null)" = "$2" ]; }
+cstate_is() { [ "$(on "$1" cstate r0 2>/dev/null)" = "$2" ]; }
 # kill -9 of every process of a node, agent first, so that nobody starts a successor.
 kill_node() { kill -KILL "$(cat "/tmp/$1.agent")" "$(plane "$1")" || fail "nothing to kill on $1"; }
 
