@@ -342,7 +342,13 @@ impl Keeper {
         match order {
             Order::Up => {
                 self.want_everything();
-                self.bring_up(DRAIN_ORDERED).await?;
+                self.status.set_trouble(None);
+                let dead = self.running.is_none();
+                let up = self.bring_up(DRAIN_ORDERED).await;
+                if dead && self.wish.primary && self.running.is_some() {
+                    self.regain = Some(Regain::begin());
+                }
+                up?;
             }
             Order::Down => self.down().await?,
             Order::Attach(volume) => {
@@ -366,9 +372,7 @@ impl Keeper {
                 self.wish.connected = false;
             }
             Order::Primary { force } => {
-                self.command(&ServeRequest::Primary { force: *force })
-                    .await?;
-                self.wish.primary = true;
+                self.promote(*force).await?;
                 self.regain = None;
             }
             Order::Secondary => self.secondary().await?,
@@ -576,8 +580,7 @@ impl Keeper {
         if let Some(fronts) = &self.fronts {
             fronts.prepare(term).await?;
         }
-        let promoted = plane.command(&ServeRequest::Primary { force }).await;
-        promoted?;
+        plane.command(&ServeRequest::Primary { force }).await?;
         self.wish.primary = true;
         self.reign = term_of(&self.status.view().await.term);
         if let Some(fronts) = &self.fronts {
@@ -589,8 +592,11 @@ impl Keeper {
 
     async fn secondary(&mut self) -> Result<(), ErrorReply> {
         if self.running.is_some() {
-            if let Some(fronts) = &self.fronts {
-                fronts.release().await?;
+            if let Some(fronts) = &self.fronts
+                && let Err(error) = fronts.release().await
+            {
+                self.bring_back(fronts).await;
+                return Err(error);
             }
             self.command(&ServeRequest::Secondary).await?;
             if let Some(fronts) = &self.fronts {
@@ -602,6 +608,26 @@ impl Keeper {
         self.wish.primary = false;
         self.regain = None;
         Ok(())
+    }
+
+    /// One of several devices is in use, and others are stopped already: they come back.
+    async fn bring_back(&self, fronts: &Fronts) {
+        if fronts.volumes().len() < 2 {
+            return;
+        }
+        let again = ServeRequest::Primary { force: false };
+        let back = async {
+            fronts.delete().await?;
+            self.command(&again).await
+        };
+        if let Err(error) = back.await {
+            error!(
+                resource = self.name(),
+                reason = error.reason,
+                "devices stay away"
+            );
+            self.status.set_trouble(Some(error.reason));
+        }
     }
 
     /// Takes the resource down in order. Refused, with everything left as it is, while the device
@@ -714,7 +740,9 @@ impl Keeper {
             return;
         }
         let view = self.status.view().await;
-        let newer = term_of(&view.term).is_some_and(|term| Some(term) > self.reign);
+        // This node's own term also rises without another reign between: at reconnects.
+        let newer = term_of(&view.term)
+            .is_some_and(|term| term.node.0 != self.plan.serve.node && Some(term) > self.reign);
         let peer_reigns = view.connections.iter().any(|c| c.peer_role == "Primary");
         if newer || peer_reigns {
             return self.abandon("another node has been primary since").await;
@@ -776,7 +804,7 @@ fn on_notice(fronts: Option<&Fronts>, socket: &Path, status: &Rc<Status>, notice
         }
         // Deleted by the order that stopped it.
         Ok(ServeNotice::DeviceStopped { .. }) => {}
-        Ok(ServeNotice::Changed(what)) => info!(what),
+        Ok(ServeNotice::Changed(what)) => tracing::debug!(what),
         Err(error) => warn!(%error, "notice not understood"),
     }
 }
@@ -814,4 +842,54 @@ fn has_disk(view: &ResourceView, volume: u16) -> bool {
 
 fn stands_alone(view: &ResourceView) -> bool {
     view.connections.is_empty() || view.standing_alone().is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::view::{ConnectionView, DeviceView};
+
+    #[test]
+    fn the_pause_grows_to_its_bound_while_a_data_plane_keeps_dying() {
+        let mut backoff = Backoff::new();
+        let pauses: Vec<Duration> = (0..12).map(|_| backoff.schedule()).collect();
+        assert_eq!(pauses[0], Duration::ZERO, "the first restart comes at once");
+        assert_eq!(pauses[1], RESTART_FIRST);
+        assert!(pauses.windows(2).all(|pair| pair[0] <= pair[1]));
+        assert_eq!(pauses[11], RESTART_LONGEST);
+        backoff.started = Instant::now() - STABLE_AFTER;
+        assert_eq!(
+            backoff.schedule(),
+            Duration::ZERO,
+            "it has lived long enough"
+        );
+    }
+
+    #[test]
+    fn the_wish_of_a_data_plane_found_alive_is_what_it_does() {
+        let mut view = ResourceView {
+            role: "Primary".to_owned(),
+            devices: ["UpToDate", "Diskless"]
+                .iter()
+                .zip(0..)
+                .map(|(state, volume)| DeviceView {
+                    volume,
+                    disk_state: (*state).to_owned(),
+                    ..DeviceView::default()
+                })
+                .collect(),
+            connections: vec![ConnectionView {
+                connection_state: "Connecting".to_owned(),
+                ..ConnectionView::default()
+            }],
+            ..ResourceView::default()
+        };
+        let wish = wish_of(&view);
+        assert!(wish.up && wish.connected && wish.primary);
+        assert_eq!(wish.attached, BTreeSet::from([0]));
+        view.connections[0].connection_state = "StandAlone".to_owned();
+        view.role = "Secondary".to_owned();
+        let wish = wish_of(&view);
+        assert!(wish.up && !wish.connected && !wish.primary);
+    }
 }

@@ -410,3 +410,50 @@ fn differences(old: &Plan, new: &Plan) -> Vec<&'static str> {
     }
     named
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::plan::tests::plan;
+    use crate::agent::protocol::FrontEnd;
+
+    fn ask(verb: &str, target: &str, options: Value) -> Result<Order, ErrorReply> {
+        let options = options.as_object().cloned().unwrap_or_default();
+        order(verb, &Target::parse(target).expect("a target"), &options)
+    }
+
+    #[test]
+    fn verbs_become_orders() {
+        let force = json!({"force": true});
+        assert_eq!(
+            ask("primary", "r0", force),
+            Ok(Order::Primary { force: true })
+        );
+        let odd = json!({"force": "yes"});
+        assert_eq!(
+            ask("primary", "r0", odd),
+            Ok(Order::Primary { force: false })
+        );
+        assert_eq!(ask("attach", "r0/2", json!({})), Ok(Order::Attach(Some(2))));
+        assert_eq!(ask("attach", "all", json!({})), Ok(Order::Attach(None)));
+        for (verb, target) in [("primary", "r0/2"), ("resize", "r0"), ("", "r0")] {
+            let error = ask(verb, target, json!({})).expect_err(verb);
+            assert_eq!(error.exit, 2, "{verb} {target}");
+        }
+    }
+
+    #[test]
+    fn differences_are_named() {
+        let old = plan("r0", FrontEnd::Ublk { minor: 1 });
+        let mut new = plan("r0", FrontEnd::Ublk { minor: 2 });
+        new.serve.protocol = 'A';
+        new.disks.clear();
+        assert_eq!(
+            differences(&old, &new),
+            ["disks", "volumes or devices", "protocol"]
+        );
+        let mut slower = old.clone();
+        slower.serve.timeout = 1;
+        assert_eq!(differences(&old, &slower), ["net options"]);
+    }
+}

@@ -120,8 +120,12 @@ fn create_refusal(error: &CreateError) -> ErrorReply {
 
 fn show(global: &Global, target: &str) -> Outcome {
     let mut all = Vec::new();
+    let mut usable = Ok(());
     for (plan, disk) in disks(global, target)? {
         let found = look(&disk)?;
+        if let Some(refused) = &found.refused {
+            usable = usable.and(Err(no_metadata(&disk, refused)));
+        }
         let mut value = serde_json::to_value(&found)
             .map_err(|error| ErrorReply::new(ErrorKind::Failed, error, "report this"))?;
         let name = format!("{}/{}", plan.name(), disk.volume);
@@ -136,7 +140,16 @@ fn show(global: &Global, target: &str) -> Outcome {
     if global.json {
         text::pretty(&Value::Array(all));
     }
-    Ok(())
+    usable
+}
+
+fn no_metadata(disk: &DiskPlan, why: impl std::fmt::Display) -> ErrorReply {
+    let place = disk.meta.as_ref().unwrap_or(&disk.data).display();
+    ErrorReply::new(
+        ErrorKind::Failed,
+        format!("{place}: {why}"),
+        "`lockstep create-md` makes metadata on a disk that never had any",
+    )
 }
 
 /// Reads the metadata of a volume, also while it is attached.
@@ -158,19 +171,7 @@ fn look(disk: &DiskPlan) -> Result<Dump, ErrorReply> {
         logical_block: data.traits().logical_block,
         volatile_cache: data.traits().volatile_cache,
     };
-    let place = disk
-        .meta
-        .as_ref()
-        .unwrap_or(&disk.data)
-        .display()
-        .to_string();
-    dump(meta.as_mut().unwrap_or(&mut data), &medium).map_err(|error| {
-        ErrorReply::new(
-            ErrorKind::Failed,
-            format!("{place}: {error}"),
-            "`lockstep create-md` makes metadata on a disk that never had any",
-        )
-    })
+    dump(meta.as_mut().unwrap_or(&mut data), &medium).map_err(|error| no_metadata(disk, error))
 }
 
 /// A value as indented lines.
