@@ -25,6 +25,8 @@ pub trait Lane {
 /// Figures of one case.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Figures {
+    /// All requests of the run, those outside the measured time included.
+    pub requests: u64,
     pub iops: f64,
     pub mib_s: f64,
     pub mean_us: f64,
@@ -67,6 +69,8 @@ struct Tally {
     latencies: Histogram<u64>,
     begin: Instant,
     end: Instant,
+    /// Requests within the measured time and outside.
+    requests: u64,
 }
 
 impl Tally {
@@ -77,10 +81,12 @@ impl Tally {
                 .unwrap_or_else(|_| unreachable!("both bounds are allowed")),
             begin,
             end: begin + span.measured,
+            requests: 0,
         }
     }
 
     fn finished(&mut self, started: Instant, now: Instant) {
+        self.requests += 1;
         if now >= self.begin && now < self.end {
             self.latencies
                 .saturating_record((now - started).as_nanos() as u64);
@@ -95,6 +101,7 @@ impl Tally {
         let iops = histogram.len() as f64 / (self.end - self.begin).as_secs_f64();
         let at = |quantile| histogram.value_at_quantile(quantile) as f64 / 1e3;
         Ok(Figures {
+            requests: self.requests,
             iops,
             mib_s: iops * f64::from(bs) / f64::from(1 << 20),
             mean_us: histogram.mean() / 1e3,

@@ -94,10 +94,10 @@ fn section(html: &mut String, limits: &Limits, results: &[&Measured]) {
     for percentile in PERCENTILES {
         let _ = write!(html, "<th>{percentile} us</th>");
     }
-    html.push_str("<th>ratio</th></tr>\n");
+    html.push_str("<th>ratio</th><th>cpu us, primary + peer</th></tr>\n");
     for measured in results {
         let name = format!("protocol {:?}", measured.protocol);
-        row(html, &name, &measured.figures, Some(measured.ratio));
+        row(html, &name, &measured.figures, Some(measured));
     }
     row(html, "raw disk", &limits.disk, None);
     if let Some(wire) = &limits.wire {
@@ -106,14 +106,17 @@ fn section(html: &mut String, limits: &Limits, results: &[&Measured]) {
     html.push_str("</table>\n");
 }
 
-fn row(html: &mut String, name: &str, figures: &Figures, ratio: Option<f64>) {
+fn row(html: &mut String, name: &str, figures: &Figures, ours: Option<&Measured>) {
     let _ = write!(html, "<tr><td>{name}</td>");
     let cells = [figures.iops, figures.mib_s];
     for value in cells.into_iter().chain(percentiles(figures)) {
         let _ = write!(html, "<td>{}</td>", number(value));
     }
-    let ratio = ratio.map(number).unwrap_or_default();
-    let _ = writeln!(html, "<td>{ratio}</td></tr>");
+    if let Some(Measured { ratio, cpu_us, .. }) = ours {
+        let cpu = cpu_us.map(number).join(" + ");
+        let _ = write!(html, "<td>{}</td><td>{cpu}</td>", number(*ratio));
+    }
+    html.push_str("</tr>\n");
 }
 
 fn describe(case: Case) -> String {
@@ -142,6 +145,7 @@ mod tests {
             figures: figures(5_000.0, 200.0),
             limit_iops: 7143.0,
             ratio: 0.7,
+            cpu_us: [21.0, 17.5],
         };
         let html = page(&Report {
             program: "lockstep <1>".into(),
@@ -158,6 +162,7 @@ mod tests {
         assert_eq!(html.matches("<td>protocol ").count(), 2);
         assert!(html.contains("lockstep &lt;1&gt;"));
         assert!(html.contains("<td>bare sockets</td>"));
+        assert!(html.contains("<td>0.70</td><td>21.0 + 17.5</td>"));
         for outside in ["http:", "https:", "<script", "<link", "@import"] {
             assert!(!html.contains(outside), "{outside}");
         }

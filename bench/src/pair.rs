@@ -159,17 +159,34 @@ impl Pair {
         Ok(())
     }
 
-    /// Ends the data plane that an agent has left behind.
-    fn end_plane(&self, node: &str) {
-        let path = self.path(node).join(format!("{RESOURCE}.pid"));
-        if let Ok(text) = fs::read_to_string(path)
-            && let Ok(number) = text.trim().parse()
-            && let Some(pid) = Pid::from_raw(number)
-        {
-            // It may have ended meanwhile.
-            let _ = kill_process(pid, Signal::KILL);
+    /// Processor time that the data planes have used so far, user and system.
+    pub fn cpu(&self) -> Result<[Duration; 2], BenchError> {
+        let mut times = [Duration::ZERO; 2];
+        for (time, node) in times.iter_mut().zip(NODES) {
+            let number = self.plane(node).map_or(0, Pid::as_raw_pid);
+            let path = PathBuf::from(format!("/proc/{number}/stat"));
+            let text = fs::read_to_string(&path).map_err(BenchError::at(&path))?;
+            *time = used(&text).unwrap_or_default();
         }
+        Ok(times)
     }
+
+    /// The data plane of a node.
+    fn plane(&self, node: &str) -> Option<Pid> {
+        let path = self.path(node).join(format!("{RESOURCE}.pid"));
+        let text = fs::read_to_string(path).ok()?;
+        Pid::from_raw(text.trim().parse().ok()?)
+    }
+}
+
+/// User and system time in the text of a process's `stat`: the 14th and the 15th value, counted
+/// from behind the name, which may contain anything.
+fn used(stat: &str) -> Option<Duration> {
+    let values: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let ticks = |index: usize| values.get(index)?.parse::<u64>().ok();
+    let total = ticks(11)? + ticks(12)?;
+    let per_second = rustix::param::clock_ticks_per_second().max(1);
+    Some(Duration::from_millis(total * 1000 / per_second))
 }
 
 impl Drop for Pair {
@@ -188,7 +205,11 @@ impl Drop for Pair {
             let _ = agent.wait();
         }
         for node in NODES {
-            self.end_plane(node);
+            // One that its agent has left behind.
+            if let Some(pid) = self.plane(node) {
+                // It may have ended meanwhile.
+                let _ = kill_process(pid, Signal::KILL);
+            }
         }
     }
 }
@@ -226,4 +247,21 @@ fn configuration(dir: &Path, port: u16, protocol: Protocol, transport: Transport
 {hosts}}}
 "
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processor_time_is_found_behind_any_name() {
+        let hertz = rustix::param::clock_ticks_per_second();
+        let stat = format!(
+            "77 (a ) b) S 1 2 3 4 5 6 7 8 9 10 {hertz} {} 0 0 20",
+            2 * hertz
+        );
+        assert_eq!(used(&stat), Some(Duration::from_secs(3)));
+        assert_eq!(used("77 (short) S 1"), None);
+        assert_eq!(used(""), None);
+    }
 }

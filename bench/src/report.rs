@@ -45,6 +45,9 @@ pub struct Measured {
     pub limit_iops: f64,
     /// `figures.iops` / `limit_iops`.
     pub ratio: f64,
+    /// Processor time per request of the data planes, microseconds: of the primary, and of the
+    /// peer. What the kernel does for them on other threads is not in it.
+    pub cpu_us: [f64; 2],
 }
 
 /// The limit of a case.
@@ -92,6 +95,7 @@ pub mod tests {
 
     pub fn figures(iops: f64, mean_us: f64) -> Figures {
         Figures {
+            requests: 1000,
             iops,
             mib_s: iops / 256.0,
             mean_us,

@@ -99,7 +99,9 @@ fn measure(
 ) -> Result<Measured, BenchError> {
     let mut nbd = Nbd::connect(&pair.socket(), RESOURCE, case)?;
     let size = setup.size.min(nbd.size());
+    let before = pair.cpu()?;
     let figures = drive(&mut nbd, case, size, Span::of_seconds(setup.seconds))?;
+    let after = pair.cpu()?;
     let of = |case: Case| limits.iter().find(|limits| limits.case == case);
     let limit_iops = match (of(case), of(case.single())) {
         (Some(limits), Some(single)) => limit_iops(protocol, limits, single),
@@ -112,6 +114,10 @@ fn measure(
         figures,
         limit_iops,
         ratio: figures.iops / limit_iops,
+        cpu_us: [0, 1].map(|node| {
+            let used = after[node].saturating_sub(before[node]);
+            used.as_secs_f64() * 1e6 / figures.requests as f64
+        }),
     })
 }
 
@@ -119,7 +125,7 @@ fn print(measured: &Measured) {
     let figures = &measured.figures;
     println!(
         "RESULT workload={} system=lockstep protocol={:?} transport={} iops={:.0} mib_s={:.1} \
-         p50_us={:.0} p99_us={:.0} limit_iops={:.0} ratio={:.2}",
+         p50_us={:.0} p99_us={:.0} limit_iops={:.0} ratio={:.2} cpu_us={:.1}+{:.1}",
         measured.case,
         measured.protocol,
         match measured.transport {
@@ -131,6 +137,8 @@ fn print(measured: &Measured) {
         figures.p99_us,
         measured.limit_iops,
         measured.ratio,
+        measured.cpu_us[0],
+        measured.cpu_us[1],
     );
 }
 
