@@ -377,12 +377,7 @@ impl Keeper {
                 self.wish.connected = false;
             }
             Order::Primary { force } => {
-                self.command(&ServeRequest::Primary {
-                    force: *force,
-                    recovered: false,
-                })
-                .await?;
-                self.wish.primary = true;
+                self.promote(*force, false).await?;
                 self.regain = None;
             }
             Order::Secondary => self.secondary().await?,
@@ -597,10 +592,8 @@ impl Keeper {
         if let Some(fronts) = &self.fronts {
             fronts.prepare(term).await?;
         }
-        let promoted = plane
-            .command(&ServeRequest::Primary { force, recovered })
-            .await;
-        promoted?;
+        let request = ServeRequest::Primary { force, recovered };
+        plane.command(&request).await?;
         self.wish.primary = true;
         self.reign = term_of(&self.status.view().await.term);
         if let Some(fronts) = &self.fronts {

@@ -40,6 +40,9 @@ pub fn run(global: &Global, verb: Verb) -> Outcome {
     }
 }
 
+/// A resource that is being brought up stands alone for a moment, without a reason.
+const START_GRACE: Duration = Duration::from_secs(2);
+
 fn wait_for(
     global: &Global,
     wait: &Wait,
@@ -52,7 +55,11 @@ fn wait_for(
         let Some(missing) = views.iter().find(|view| !reached(view)) else {
             return Ok(());
         };
-        if let Some(link) = missing.standing_alone() {
+        let starting = begin.elapsed() < START_GRACE;
+        if let Some(link) = missing
+            .standing_alone()
+            .filter(|link| link.reason.is_some() || !starting)
+        {
             let why = link.reason.as_deref().or(missing.reason.as_deref());
             return Err(ErrorReply::new(
                 ErrorKind::Refused,

@@ -269,6 +269,7 @@ pub(super) mod tests {
             ko_count: 7,
             connect_interval: 10_000,
             al_extents: 1237,
+            send_buffer: 0,
             volumes: vec![ServeVolume {
                 volume: 4,
                 front: FrontEnd::Ublk { minor: 9 },
