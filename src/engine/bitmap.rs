@@ -291,6 +291,11 @@ impl Bitmap {
             .contains(&((u64::from(extent) * EXTENT_BITS / PAGE_BITS) as u32))
     }
 
+    /// Whether the disk has bits that are clear here: harmless, but a restart would sync them.
+    pub(super) fn outlived(&self) -> bool {
+        !self.cleared_pages.is_empty()
+    }
+
     /// Whether any set bit may be missing on disk.
     pub(super) fn unsaved(&self) -> bool {
         !self.set_pages.is_empty()

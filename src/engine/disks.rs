@@ -544,7 +544,10 @@ impl Engine {
         let connected = self.replicating().is_some();
         for v in &mut self.volumes {
             let settled = connected && v.has_disk() && v.bitmap.count() == 0;
-            if settled && v.bitmap.unsaved() && !v.save_bitmap {
+            // The target stores them once its new generation is, which `UpToDate` follows.
+            let synced = v.disk == DiskState::UpToDate && v.peer_disk == DiskState::UpToDate;
+            let stale = v.bitmap.unsaved() || (synced && v.bitmap.outlived());
+            if settled && stale && !v.save_bitmap {
                 v.save_bitmap = true;
                 self.progress = true;
             }

@@ -40,6 +40,8 @@ struct Entry {
     goodbye: bool,
     /// The engine knows that the link has ended.
     ended: bool,
+    /// The link itself has come to its end, its last frames included.
+    over: bool,
 }
 
 /// All links of a resource.
@@ -83,6 +85,7 @@ impl Links {
             link,
             goodbye: false,
             ended: false,
+            over: false,
         });
         id
     }
@@ -92,9 +95,9 @@ impl Links {
         self.entries.iter().filter(|entry| !entry.ended).count()
     }
 
-    /// True when no link is left, ending ones included.
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+    /// True when every link has come to its end: the last frames have left, or will never.
+    pub fn all_over(&self) -> bool {
+        self.entries.iter().all(|entry| entry.over)
     }
 
     /// Queues a frame; it leaves at the next `pump`.
@@ -197,7 +200,10 @@ impl Entry {
     ) {
         for event in news.drain(..) {
             match event {
-                LinkEvent::Closed(error) => self.lost(loss(&error), events),
+                LinkEvent::Closed(error) => {
+                    self.over = true;
+                    self.lost(loss(&error), events);
+                }
                 LinkEvent::Frame { envelope, payload } => {
                     let slot = payload.map(|payload| payload.slot);
                     match from_wire(envelope) {

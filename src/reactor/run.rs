@@ -596,7 +596,7 @@ impl Reactor {
     /// Answers commands that have nothing more to wait for.
     fn finish_tails(&mut self) {
         let fronts = self.fronts.arrived();
-        let gone = self.links.is_empty();
+        let gone = self.links.all_over();
         let now = self.now;
         let over = |tail: &mut Tail| match &tail.waiting {
             Waiting::Reply(_) | Waiting::Attach(..) => true,

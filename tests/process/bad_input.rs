@@ -53,7 +53,10 @@ fn at_rest() -> Pair {
     pair
 }
 
-/// Overwrites `length` bytes of alpha's disk at `from_end` before its end.
+/// What is done to alpha's disk.
+type Ruin = fn(&Pair);
+
+/// Overwrites bytes of alpha's disk, `from_end` before its end.
 fn scribble(pair: &Pair, from_end: u64, bytes: &[u8]) {
     let disk = File::options()
         .write(true)
@@ -81,7 +84,7 @@ fn one_broken_superblock_copy_is_borne() {
 
 #[test]
 fn metadata_that_cannot_be_trusted_is_refused_and_left_alone() {
-    let ruined: [(&str, fn(&Pair)); 5] = [
+    let ruined: [(&str, Ruin); 5] = [
         ("both copies are noise", |pair| {
             scribble(pair, SUPERBLOCK, &noise(4096, 3));
             scribble(pair, COPY, &noise(4096, 4));

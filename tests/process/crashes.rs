@@ -118,6 +118,31 @@ fn takeover_and_return_copy_only_what_differs() {
 }
 
 #[test]
+fn a_secondary_that_crashes_gets_what_it_missed() {
+    let mut pair = Pair::in_sync(Plan {
+        size: 256 * MIB,
+        ..Plan::default()
+    });
+    pair.nbd("alpha")
+        .write(0, &noise(MIB as usize, 3))
+        .expect("writes");
+    pair.beta.crash();
+    let mut nbd = pair.nbd("alpha");
+    for chunk in 0..4 {
+        nbd.write((64 + chunk) * MIB, &noise(MIB as usize, chunk + 40))
+            .expect("writes");
+    }
+    let before = amount(&pair.alpha, "sent");
+    pair.beta.start_agent();
+    connected(&pair.alpha);
+    synced(&pair.alpha);
+    let sent = amount(&pair.alpha, "sent") - before;
+    println!("sent {sent} KiB for 4096 KiB");
+    assert!((4096..12 * 1024).contains(&sent), "{sent} KiB sent");
+    pair.assert_identical();
+}
+
+#[test]
 fn a_bitmap_resync_sends_little_more_than_is_dirty() {
     let pair = Pair::in_sync(Plan {
         size: 512 * MIB,

@@ -183,7 +183,7 @@ fn a_primary_whose_disk_is_full_goes_on_with_its_peer() {
     take_back(&pair);
     let sent = amount(&pair.beta, "sent") - before;
     assert!(
-        sent >= 8 * 1024 && sent < 40 * 1024,
+        (8 * 1024..40 * 1024).contains(&sent),
         "{sent} KiB to catch up"
     );
     use_device(&pair, 24 * MIB);
