@@ -64,7 +64,7 @@ configure() {
     local protocol=$1 size=${2:-320}
     {
         echo "resource r0 {"
-        echo "    net { protocol $protocol; shared-secret \"of the drill\"; connect-int 1; timeout 9; }"
+        echo "    net { protocol $protocol; shared-secret \"of the drill\"; connect-int 3; timeout 25; }"
         local id=0 node
         for node in alpha beta; do
             echo "    on $node {"
@@ -114,7 +114,7 @@ check_file_system() { # KIND DEVICE
 }
 # A tree of real files in $1, and its checksums in /tmp/tree.sums.
 copy_tree() {
-    mkdir "$1" && cp -r /usr/share/common-licenses /usr/share/perl/5* /usr/lib/python3.11/email "$1/" 2>/dev/null
+    mkdir "$1" && cp -r /usr/share/common-licenses /usr/lib/python3*/{asyncio,email,json,unittest,xml} "$1/" 2>/dev/null
     (cd "$1" && find . -type f -exec sha256sum {} + >/tmp/tree.sums) || fail "checksums of $1"
     [ "$(wc -l </tmp/tree.sums)" -gt 100 ] || fail "the tree is too small"
 }
