@@ -90,7 +90,7 @@ start_agent() {
 start_pair() {
     start_agent alpha
     start_agent beta
-    ok alpha wait-connect r0 --timeout 30
+    wait_for 60 on alpha wait-connect r0 --timeout 30 >/tmp/last.log 2>&1 || fail "no connection"
     ok alpha primary r0 --force
     [ -b /dev/ublkb0 ] || fail "no /dev/ublkb0 on the primary"
     ok alpha wait-sync r0 --timeout 120
