@@ -191,6 +191,7 @@ impl Keeper {
         up: bool,
     ) -> UnboundedSender<Input> {
         let (myself, inputs) = unbounded_channel();
+        status.set_settling(up);
         let keeper = Keeper {
             site,
             plan,
@@ -212,6 +213,7 @@ impl Keeper {
 
     async fn run(mut self, up: bool) {
         self.begin(up).await;
+        self.status.set_settling(false);
         loop {
             let regain = self.regain.as_ref().map(|regain| regain.at);
             let due = [self.backoff.at, regain].into_iter().flatten().min();
@@ -418,6 +420,13 @@ impl Keeper {
 
     /// Starts the data plane if there is none, and does what the wish lacks.
     async fn bring_up(&mut self, drain: Duration) -> Result<(), ErrorReply> {
+        self.status.set_settling(true);
+        let result = self.reach_wish(drain).await;
+        self.status.set_settling(false);
+        result
+    }
+
+    async fn reach_wish(&mut self, drain: Duration) -> Result<(), ErrorReply> {
         if self.running.is_none() {
             self.status.set_phase(Phase::Starting);
             if let Err(error) = self.launch().await {
@@ -431,7 +440,7 @@ impl Keeper {
             }
             self.status.set_phase(Phase::Running);
         }
-        let view = self.status.view().await;
+        let view = self.status.found().await;
         let mut first = Ok(());
         for volume in self.wish.attached.clone() {
             if !has_disk(&view, volume) {
@@ -645,10 +654,8 @@ impl Keeper {
         if self.running.is_some() {
             // From here on nothing is in use: what does not end in order is ended by force.
             self.wish.up = false;
-            let _ = self.command(&ServeRequest::Disconnect).await;
-            for volume in self.plan.volumes() {
-                let _ = self.detach(volume).await;
-            }
+            // The data plane leaves the peer and its disks by itself, and with both still there it
+            // records who may start alone and stores what differs.
             let _ = self.command(&ServeRequest::Shutdown).await;
             self.wait_for_end().await;
         }

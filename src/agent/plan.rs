@@ -63,6 +63,7 @@ pub mod tests {
                 ko_count: 7,
                 connect_interval: 10_000,
                 al_extents: 1237,
+                send_buffer: 0,
                 volumes: vec![ServeVolume {
                     volume: 0,
                     front,

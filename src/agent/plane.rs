@@ -96,7 +96,9 @@ impl Plane {
     /// Finds the living data plane that an earlier agent started, and the memory it uses.
     pub async fn adopt(dirs: &Dirs, resource: &str) -> Option<(Plane, Option<OwnedFd>)> {
         let number = fs::read_to_string(dirs.serve_pid(resource)).ok()?;
-        let pid = Pid::from_raw(number.trim().parse().ok()?)?;
+        // Unsigned first: a negative number is none, and making a `Pid` of it is not allowed.
+        let number: u32 = number.trim().parse().ok()?;
+        let pid = Pid::from_raw(i32::try_from(number).ok()?)?;
         let plane = Plane::of(resource, dirs.serve_socket(resource), pid).ok()?;
         // The descriptor is open: from here on the number cannot mean another process, and the
         // command line says whether it is the one.

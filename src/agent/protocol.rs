@@ -176,6 +176,8 @@ pub struct ServeConfig {
     pub ko_count: u32,
     pub connect_interval: u64,
     pub al_extents: u16,
+    /// `sndbuf-size`, bytes on their way to the peer; 0 = chosen by the data plane.
+    pub send_buffer: u32,
     pub volumes: Vec<ServeVolume>,
 }
 

@@ -59,6 +59,9 @@ pub struct Status {
     published: RefCell<Option<ResourceView>>,
     changed: Notify,
     gone: Cell<bool>,
+    /// The keeper is bringing the resource to the wish: what it has not come to yet is not how
+    /// the operator wants it.
+    settling: Cell<bool>,
 }
 
 impl Status {
@@ -74,6 +77,7 @@ impl Status {
             published: RefCell::default(),
             changed: Notify::new(),
             gone: Cell::new(false),
+            settling: Cell::new(false),
         });
         tokio_uring::spawn(publish(Rc::clone(&status), hub));
         status.changed();
@@ -95,6 +99,12 @@ impl Status {
     pub fn set_phase(&self, phase: Phase) {
         *self.phase.borrow_mut() = phase;
         self.changed();
+    }
+
+    /// While the keeper brings the resource up, a connection that was not asked for yet is shown
+    /// as about to be made, so that nobody takes it for one that was given up.
+    pub fn set_settling(&self, settling: bool) {
+        self.settling.set(settling);
     }
 
     /// Why the resource is not as the operator wants it.
@@ -138,8 +148,21 @@ impl Status {
         published.as_ref().map_or(Vec::new(), events::picture)
     }
 
-    /// How the resource is now.
+    /// How the resource is now, as others see it.
     pub async fn view(&self) -> ResourceView {
+        let mut view = self.found().await;
+        if self.settling.get() {
+            for link in &mut view.connections {
+                if link.connection_state == "StandAlone" && link.reason.is_none() {
+                    "Unconnected".clone_into(&mut link.connection_state);
+                }
+            }
+        }
+        view
+    }
+
+    /// How the resource is now.
+    pub async fn found(&self) -> ResourceView {
         let phase = self.phase();
         let mut view = if phase == Phase::Running {
             match self.ask().await {

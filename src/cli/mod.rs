@@ -5,6 +5,7 @@
 //! `error:` line with the reason and one `help:` line with the next step, or JSON with `--json`.
 
 mod client;
+mod demo;
 mod lifecycle;
 mod look;
 mod metadata;
@@ -86,6 +87,8 @@ enum Verb {
     /// Data plane of one resource, started by the agent
     #[command(hide = true)]
     Serve(processes::ServeArgs),
+    /// Show what a replicated disk does, on this machine, with two nodes of its own
+    Demo(demo::DemoArgs),
     #[command(flatten)]
     Metadata(metadata::Verb),
     #[command(flatten)]
@@ -103,7 +106,6 @@ const LATER: &[&str] = &[
     "apply-al",
     "cluster",
     "config",
-    "demo",
     "devices",
     "disk-options",
     "doctor",
@@ -149,12 +151,12 @@ pub fn main() -> ExitCode {
         Ok(cli) => run(cli),
         Err(error) if !error.use_stderr() => {
             text::out(&error.render().to_string());
-            Ok(())
+            Ok(ExitCode::SUCCESS)
         }
         Err(error) => Err(usage_error(&error)),
     };
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             text::report(&error, json);
             ExitCode::from(error.exit)
@@ -162,18 +164,20 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli) -> Outcome {
+fn run(cli: Cli) -> Result<ExitCode, ErrorReply> {
     let global = &cli.global;
-    match cli.verb {
+    let outcome = match cli.verb {
+        // Tells its failures itself.
+        Verb::Demo(args) => return Ok(demo::run(&args)),
         Verb::Agent => processes::agent(global),
         Verb::Serve(args) => processes::serve(&args),
-
         Verb::Metadata(verb) => metadata::run(global, verb),
         Verb::Lifecycle(verb) => lifecycle::run(global, verb),
         Verb::Look(verb) => look::run(global, verb),
         Verb::Wait(verb) => wait::run(global, verb),
         Verb::Offline(verb) => offline::run(global, verb),
-    }
+    };
+    outcome.map(|()| ExitCode::SUCCESS)
 }
 
 /// Turns the parser's message into ours: reason first, then the next step.

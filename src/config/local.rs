@@ -146,6 +146,7 @@ impl LocalResource<'_> {
             ko_count: net.ko_count,
             connect_interval: millis(net.connect_interval),
             al_extents: self.al_extents(),
+            send_buffer: u32::try_from(net.send_buffer).unwrap_or(u32::MAX),
             volumes: self.own.volumes.iter().map(serve_volume).collect(),
         }
     }

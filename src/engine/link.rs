@@ -977,6 +977,7 @@ impl Engine {
         !link.replicating()
             || !self.transfer.unacked.is_empty()
             || self.transfer.flush_under_way()
+            || link.last_ping.is_some()
             || self.waits_for_peer()
     }
 

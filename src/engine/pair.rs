@@ -35,21 +35,8 @@ struct Pair {
 }
 
 fn image() -> Box<VolumeImage> {
-    let superblock = Superblock {
-        node: NodeId(0),
-        agreed_size: 0,
-        current: Generation::FRESH,
-        history: Vec::new(),
-        term: Term::ZERO,
-        primary: false,
-        inconsistent: true,
-        outdated: false,
-        unflushed: false,
-        unflushed_boot: 0,
-        peers: vec![PeerRecord::default()],
-    };
     Box::new(VolumeImage {
-        superblock,
+        superblock: Superblock::fresh(NodeId(0), 1),
         capacity: SIZE,
         logical_block: 512,
         volatile_cache: true,

@@ -45,6 +45,25 @@ pub struct Superblock {
     pub peers: Vec<PeerRecord>,
 }
 
+impl Superblock {
+    /// The state of a disk that never held data, with room for `peers` peers.
+    pub fn fresh(node: NodeId, peers: usize) -> Superblock {
+        Superblock {
+            node,
+            agreed_size: 0,
+            current: Generation::FRESH,
+            history: Vec::new(),
+            term: Term::ZERO,
+            primary: false,
+            inconsistent: true,
+            outdated: false,
+            unflushed: false,
+            unflushed_boot: 0,
+            peers: vec![PeerRecord::default(); peers],
+        }
+    }
+}
+
 /// One changed slot of the activity log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SlotChange {

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 use super::activity_log::ActivityLog;
 use super::bitmap::Bitmap;
-use super::ids::{Generation, NodeId, Term, VolumeId};
+use super::ids::{Generation, NodeId, VolumeId};
 use super::persist::{PeerRecord, Superblock};
 use super::status::{DiskState, ReplicationState};
 use super::sync::Sync;
@@ -138,7 +138,7 @@ impl Volume {
             size: 0,
             logical_block: 512,
             volatile: true,
-            superblock: empty_superblock(node),
+            superblock: Superblock::fresh(node, 1),
             version: 0,
             durable: 0,
             writing: None,
@@ -256,21 +256,5 @@ impl Volume {
     pub(super) fn proven_current(&self) -> bool {
         let peer = self.peer();
         !self.superblock.current.is_fresh() && (peer.outdated || !peer.known)
-    }
-}
-
-fn empty_superblock(node: NodeId) -> Superblock {
-    Superblock {
-        node,
-        agreed_size: 0,
-        current: Generation::FRESH,
-        history: Vec::new(),
-        term: Term::ZERO,
-        primary: false,
-        inconsistent: true,
-        outdated: false,
-        unflushed: false,
-        unflushed_boot: 0,
-        peers: vec![PeerRecord::default()],
     }
 }

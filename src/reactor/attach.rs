@@ -31,17 +31,28 @@ pub enum AttachError {
     Recover(#[from] RecoverError),
     #[error("no thread to read the disk: {0}")]
     Thread(io::Error),
+    #[error("the disk carries metadata of node {found}, this is node {own}")]
+    OtherNode { found: u8, own: u8 },
 }
 
 impl From<AttachError> for ErrorReply {
     fn from(error: AttachError) -> ErrorReply {
-        let help = match &error {
-            AttachError::Recover(RecoverError::NoMetadata { .. }) => {
-                "`lockstep create-md` makes metadata on a new disk"
-            }
-            _ => "check the disk and the kernel's log, then `lockstep attach` again",
+        let (kind, help) = match &error {
+            AttachError::Recover(RecoverError::NoMetadata { .. }) => (
+                ErrorKind::Failed,
+                "`lockstep create-md` makes metadata on a new disk",
+            ),
+            AttachError::OtherNode { .. } => (
+                ErrorKind::Refused,
+                "name this node's own disk in the configuration; `lockstep create-md --force` \
+                 makes a copy of another node's disk one of this node, to be synced as a whole",
+            ),
+            _ => (
+                ErrorKind::Failed,
+                "check the disk and the kernel's log, then `lockstep attach` again",
+            ),
         };
-        ErrorReply::new(ErrorKind::Failed, error, help)
+        ErrorReply::new(kind, error, help)
     }
 }
 

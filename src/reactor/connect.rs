@@ -109,7 +109,7 @@ impl Connector {
                     _ => Tuning::Synchronous,
                 },
                 timeout: Duration::from_millis(config.timeout),
-                send_buffer: 0,
+                send_buffer: config.send_buffer,
                 receive_buffer: 0,
             },
             interval: Duration::from_millis(config.connect_interval).max(FIRST_PAUSE),

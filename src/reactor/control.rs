@@ -13,7 +13,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, oneshot, watch};
 
-use super::attach;
+use super::attach::{self, AttachError};
 use super::connect::{Connector, Failure};
 use super::lines::{First, LineError, Lines, Request, first};
 use super::orders::{Answer, LinkWish, Order, Orders};
@@ -229,6 +229,11 @@ impl Shared {
             ));
         };
         let disk = attach::open(descriptors, configured.internal_meta).await?;
+        let (found, own) = (disk.recovered.image.superblock.node.0, self.config.node);
+        if found != own {
+            // Its bitmap and its record of the peer are about the other node.
+            return Err(AttachError::OtherNode { found, own }.into());
+        }
         let damage = &disk.recovered.damage;
         if *damage != crate::store::Damage::default() {
             tracing::warn!(

@@ -28,8 +28,8 @@ use super::status::{Snapshot, VolumeFacts};
 use super::track::{Leftover, TrackTable};
 use crate::agent::protocol::{ErrorKind, ErrorReply, ServeConfig, ServeNotice};
 use crate::engine::{
-    Action, Buffer, Command, CommandId, Config, Engine, Event, IoId, IoOutcome, Message, NodeId,
-    Notice, Refusal, ReplicationState, Time, VolumeId,
+    Action, Buffer, Command, CommandId, Config, DiskState, Engine, Event, IoId, IoOutcome, Message,
+    NodeId, Notice, Refusal, ReplicationState, Time, VolumeId,
 };
 
 /// How long front ends may take to open or close before a command that waits for them fails.
@@ -104,6 +104,8 @@ pub struct Reactor {
     counters: Counters,
     /// When the running sync of each volume began.
     sync_since: Vec<Option<Time>>,
+    /// Errno that a volume lost its disk with.
+    disk_failures: Vec<Option<i32>>,
     commands: HashMap<CommandId, Waiting>,
     next_command: u64,
     tails: Vec<Tail>,
@@ -163,6 +165,7 @@ impl Reactor {
             attached: vec![false; count],
             counters: Counters::new(count),
             sync_since: vec![None; count],
+            disk_failures: vec![None; count],
             engine: Engine::new(engine),
             config,
             commands: HashMap::new(),
@@ -624,9 +627,22 @@ impl Reactor {
             let since = self.sync_since[index].unwrap_or(self.now);
             self.sync_since[index] = syncing.then_some(since);
         }
+        match &notice {
+            Notice::DiskError { volume, errno } => self.note_disk(*volume, Some(*errno)),
+            Notice::Disk { volume, to, .. } if *to > DiskState::Failed => {
+                self.note_disk(*volume, None);
+            }
+            _ => {}
+        }
         tracing::info!(resource = self.config.resource, ?notice, "changed");
         self.reports
             .notice(ServeNotice::Changed(format!("{notice:?}")));
+    }
+
+    fn note_disk(&mut self, volume: VolumeId, failure: Option<i32>) {
+        if let Some(index) = self.index(volume) {
+            self.disk_failures[index] = failure;
+        }
     }
 
     /// Tells the control thread what has changed.
@@ -654,6 +670,7 @@ impl Reactor {
             latencies: self.counters.percentiles(index),
             serving: self.fronts.serving(index),
             front_failure: self.fronts.failure(index).map(str::to_owned),
+            disk_failure: self.disk_failures[index],
             sync_seconds: self.sync_since[index]
                 .map_or(0.0, |since| self.now.since(since).as_secs_f64()),
         };

@@ -29,6 +29,7 @@ use super::root::enter_private_root;
 use super::run::{Reactor, Setup};
 use crate::agent::protocol::{ErrorKind, ErrorReply, FrontEnd, Reply, ServeConfig, ServeRequest};
 use crate::engine::{Config, NodeId, Protocol, Timeouts, VolumeId, VoteMode};
+use crate::store::Layout;
 use crate::target::MAX_DATA;
 use crate::target::nbd::{ListenError, listen_tcp, listen_unix};
 
@@ -45,8 +46,10 @@ const RESYNC_BUFFERS: u32 = 16;
 /// Their size: the largest read of a front end, which a peer without a disk passes on as a whole.
 const RESYNC_CHUNK: u32 = MAX_DATA;
 
-/// Bytes of writes on their way to the peer without an acknowledgement.
+/// Bytes of writes on their way to the peer without an acknowledgement, unless `sndbuf-size` says
+/// otherwise, and the most that it may say (DRBD's limit).
 const MAX_UNACKED: u64 = 24 << 20;
+const MAX_SEND_BUFFER: u64 = 128 << 20;
 
 /// Volumes of one resource; bounds the request numbers and the handshake.
 const MAX_VOLUMES: usize = 64;
@@ -257,10 +260,14 @@ fn engine_config(config: &ServeConfig, boot_id: u64) -> Result<Config, ServeErro
             ..Timeouts::default()
         },
         vote: VoteMode::Operator,
-        al_extents: config.al_extents,
+        // The log on disk has room for this many.
+        al_extents: config.al_extents.min(Layout::max_al_extents()),
         resync_buffers: RESYNC_BUFFERS,
         resync_chunk: RESYNC_CHUNK,
-        max_unacked_bytes: MAX_UNACKED,
+        max_unacked_bytes: match u64::from(config.send_buffer) {
+            0 => MAX_UNACKED,
+            bytes => bytes.clamp(u64::from(MAX_DATA), MAX_SEND_BUFFER),
+        },
         boot_id,
         seed: u128::from_le_bytes(seed),
         #[cfg(feature = "sabotage")]

@@ -16,6 +16,8 @@ pub struct VolumeFacts {
     pub serving: bool,
     /// Why it does not, when it should.
     pub front_failure: Option<String>,
+    /// Errno that the disk failed with before it was detached.
+    pub disk_failure: Option<i32>,
     /// Seconds since the running sync began.
     pub sync_seconds: f64,
 }
@@ -89,11 +91,20 @@ fn device(config: &ServeConfig, snapshot: &Snapshot, status: &DeviceStatus) -> V
             .map(|((_, name), latency)| ((*name).to_owned(), percentiles(latency)))
             .collect();
         map.insert("latency_us".to_owned(), Value::Object(latencies));
-        if let Some(failure) = &facts.front_failure {
-            map.insert("reason".to_owned(), json!(failure));
+        if let Some(reason) = device_reason(facts) {
+            map.insert("reason".to_owned(), json!(reason));
         }
     }
     Value::Object(map)
+}
+
+/// What is wrong with a volume: its front end or its disk.
+fn device_reason(facts: &VolumeFacts) -> Option<String> {
+    let disk = facts.disk_failure.map(|errno| {
+        let error = std::io::Error::from_raw_os_error(errno);
+        format!("the disk failed and was detached: {error}; mend it, then `lockstep attach`")
+    });
+    facts.front_failure.clone().or(disk)
 }
 
 /// Index of a volume in the configuration.
@@ -258,6 +269,7 @@ pub(super) mod tests {
             ko_count: 7,
             connect_interval: 10_000,
             al_extents: 1237,
+            send_buffer: 0,
             volumes: vec![ServeVolume {
                 volume: 4,
                 front: FrontEnd::Ublk { minor: 9 },

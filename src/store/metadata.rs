@@ -13,9 +13,7 @@ use super::bitmap::{Flux, Grouping, MAX_GROUPS, Sums, mark, marked};
 use super::layout::{BLOCK, Layout};
 use super::log::{self, BLOCKS, MAX_SLOTS};
 use super::superblock::{self, Contents, MAX_HISTORY};
-use crate::engine::{
-    BITMAP_PAGE_BYTES, Generation, LogTransaction, MetaOp, NodeId, PeerRecord, Superblock, Term,
-};
+use crate::engine::{BITMAP_PAGE_BYTES, LogTransaction, MetaOp, NodeId, Superblock};
 
 /// One thing for the driver to do on the metadata device.
 #[derive(Clone, PartialEq, Eq)]
@@ -116,19 +114,7 @@ pub struct Format {
 impl Metadata {
     /// Fresh metadata: no data yet, an empty log, an all-zero bitmap. `id` must be random.
     pub fn create(layout: Layout, id: u64, node: NodeId) -> (Metadata, Format) {
-        let superblock = Superblock {
-            node,
-            agreed_size: 0,
-            current: Generation::FRESH,
-            history: Vec::new(),
-            term: Term::ZERO,
-            primary: false,
-            inconsistent: true,
-            outdated: false,
-            unflushed: false,
-            unflushed_boot: 0,
-            peers: vec![PeerRecord::default(); usize::from(layout.max_peers())],
-        };
+        let superblock = Superblock::fresh(node, usize::from(layout.max_peers()));
         Metadata::create_with(layout, id, superblock)
     }
 

@@ -50,6 +50,8 @@ pub struct Node {
     pub name: String,
     pub run_dir: PathBuf,
     pub config: PathBuf,
+    /// Network namespace that everything of this node runs in; `None` for this one.
+    pub namespace: Option<String>,
     agent: Option<Child>,
 }
 
@@ -60,12 +62,22 @@ impl Node {
             name: name.to_owned(),
             run_dir: dir.join(name),
             config: config.to_owned(),
+            namespace: None,
             agent: None,
         }
     }
 
-    fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_lockstep"));
+    /// The binary as this node, with further words.
+    pub fn command(&self, words: &[&str]) -> Command {
+        let binary = env!("CARGO_BIN_EXE_lockstep");
+        let mut command = match &self.namespace {
+            None => Command::new(binary),
+            Some(name) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", name, binary]);
+                command
+            }
+        };
         command
             .args(["--node", &self.name, "--config"])
             .arg(&self.config)
@@ -90,6 +102,38 @@ impl Node {
         let mut command = self.command(&["agent"]);
         self.agent = Some(command.stderr(Stdio::from(log)).spawn().expect("starts"));
         wait_until("the agent answers", || self.run(&["status"]).code == 0);
+    }
+
+    /// Process id of the agent that this test started.
+    pub fn agent(&self) -> Option<u32> {
+        self.agent.as_ref().map(Child::id)
+    }
+
+    /// Ends all processes of the node at once, as a crash of the machine would.
+    pub fn crash(&mut self) {
+        if let Some(mut agent) = self.agent.take() {
+            let _ = agent.kill();
+            let _ = agent.wait();
+        }
+        for pid in self.processes() {
+            send_signal(pid, "KILL");
+        }
+        wait_until("all processes are gone", || self.processes().is_empty());
+    }
+
+    /// Living processes that were started with this node's run directory. It is a temporary
+    /// directory of the test, so nobody else's processes can name it.
+    pub fn processes(&self) -> Vec<u32> {
+        let entries = std::fs::read_dir("/proc").expect("proc").flatten();
+        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        pids.filter(|pid: &u32| *pid != std::process::id() && self.owns(*pid))
+            .collect()
+    }
+
+    fn owns(&self, pid: u32) -> bool {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.split(|byte| *byte == 0)
+            .any(|word| word == self.run_dir.as_os_str().as_encoded_bytes())
     }
 
     /// Sends a signal to the agent and waits for its end.
@@ -121,18 +165,8 @@ impl Drop for Node {
             let _ = agent.kill();
             let _ = agent.wait();
         }
-        for entry in std::fs::read_dir(&self.run_dir)
-            .into_iter()
-            .flatten()
-            .flatten()
-        {
-            let path = entry.path();
-            if path.extension().is_some_and(|e| e == "pid")
-                && let Ok(text) = std::fs::read_to_string(&path)
-                && let Ok(pid) = text.trim().parse()
-            {
-                send_signal(pid, "KILL");
-            }
+        for pid in self.processes() {
+            send_signal(pid, "KILL");
         }
     }
 }

@@ -1,0 +1,293 @@
+//! A pair of nodes with everything of its own.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::nbd::Nbd;
+use crate::node::{Node, Ran, wait_until};
+
+/// Long enough for a resync on a loaded machine.
+pub const SYNC: &str = "60";
+
+/// How a pair is made. The defaults are those of the product wherever a test says nothing.
+#[derive(Clone)]
+pub struct Plan {
+    /// Bytes of each backing file.
+    pub size: u64,
+    /// Further words of the `net` section.
+    pub net: String,
+    /// Addresses with port of alpha and beta; unique ones of the loopback network if `None`.
+    pub addresses: Option<[String; 2]>,
+    pub namespaces: Option<[String; 2]>,
+    /// Backing disks by node, where they are not files in the pair's directory.
+    pub disks: BTreeMap<&'static str, PathBuf>,
+}
+
+impl Default for Plan {
+    fn default() -> Plan {
+        Plan {
+            size: 64 << 20,
+            net: "timeout 9; connect-int 1;".to_owned(),
+            addresses: None,
+            namespaces: None,
+            disks: BTreeMap::new(),
+        }
+    }
+}
+
+/// Two nodes. Their processes end, and their files go, when this is dropped.
+pub struct Pair {
+    pub alpha: Node,
+    pub beta: Node,
+    pub plan: Plan,
+    // Last: the directory goes when nobody uses it any more.
+    pub dir: TempDir,
+}
+
+/// Addresses that no other test on this machine uses: the whole of 127.0.0.0/8 is ours to take.
+fn own_addresses() -> [String; 2] {
+    static NEXT: AtomicU8 = AtomicU8::new(1);
+    let pid = std::process::id();
+    let (high, low) = (100 + (pid >> 8) % 100, pid % 256);
+    let next = NEXT.fetch_add(2, Ordering::Relaxed);
+    [next, next + 1].map(|host| format!("127.{high}.{low}.{host}:7789"))
+}
+
+impl Pair {
+    /// Files and configuration; nothing runs and no metadata is made.
+    pub fn files(mut plan: Plan) -> Pair {
+        let dir = tempfile::Builder::new()
+            .prefix("lockstep-process-")
+            .tempdir()
+            .expect("dir");
+        plan.addresses.get_or_insert_with(own_addresses);
+        let config = dir.path().join("lockstep.conf");
+        let mut pair = Pair {
+            alpha: Node::new(dir.path(), "alpha", &config),
+            beta: Node::new(dir.path(), "beta", &config),
+            plan,
+            dir,
+        };
+        if let Some([alpha, beta]) = pair.plan.namespaces.clone() {
+            pair.alpha.namespace = Some(alpha);
+            pair.beta.namespace = Some(beta);
+        }
+        std::fs::write(&config, pair.configuration()).expect("config");
+        for name in ["alpha", "beta"] {
+            if !pair.plan.disks.contains_key(name) {
+                let image = File::create(pair.disk(name)).expect("image");
+                image.set_len(pair.plan.size).expect("size");
+            }
+        }
+        pair
+    }
+
+    /// Metadata is there and both agents run.
+    pub fn started(plan: Plan) -> Pair {
+        let mut pair = Pair::files(plan);
+        for node in [&mut pair.alpha, &mut pair.beta] {
+            node.run(&["create-md", "r0"]).ok();
+            node.start_agent();
+        }
+        pair
+    }
+
+    /// Set up by the book: alpha is primary, both copies are up to date.
+    pub fn in_sync(plan: Plan) -> Pair {
+        let pair = Pair::started(plan);
+        connected(&pair.alpha);
+        pair.alpha.run(&["primary", "r0", "--force"]).ok();
+        synced(&pair.alpha);
+        pair
+    }
+
+    pub fn configuration(&self) -> String {
+        let [alpha, beta] = self.plan.addresses.as_ref().expect("set");
+        format!(
+            "resource r0 {{
+    net {{ shared-secret \"a secret of the test\"; {} }}
+{}{}}}
+",
+            self.plan.net,
+            self.host("alpha", alpha, 0),
+            self.host("beta", beta, 1)
+        )
+    }
+
+    fn host(&self, name: &'static str, address: &str, id: u8) -> String {
+        format!(
+            "    on {name} {{
+        address {address};
+        node-id {id};
+        volume 0 {{ device nbd+unix:///r0?socket={}; disk {}; meta-disk internal; }}
+    }}
+",
+            self.socket(name).display(),
+            self.disk(name).display(),
+        )
+    }
+
+    pub fn node(&self, name: &str) -> &Node {
+        if name == "alpha" {
+            &self.alpha
+        } else {
+            &self.beta
+        }
+    }
+
+    pub fn disk(&self, name: &str) -> PathBuf {
+        let own = self.dir.path().join(format!("{name}.img"));
+        self.plan.disks.get(name).cloned().unwrap_or(own)
+    }
+
+    /// Where the NBD server of a node listens.
+    pub fn socket(&self, name: &str) -> PathBuf {
+        self.dir.path().join(format!("{name}.nbd"))
+    }
+
+    pub fn uri(&self, name: &str) -> String {
+        format!("nbd+unix:///r0?socket={}", self.socket(name).display())
+    }
+
+    /// A connection to the export of `name`, which must be primary.
+    pub fn nbd(&self, name: &str) -> Nbd {
+        Nbd::patiently(&self.socket(name))
+    }
+
+    /// Compares the data areas of both disks, which must be quiet.
+    pub fn assert_identical(&self) {
+        let size = status(&self.alpha)["devices"][0]["size"].as_u64();
+        let mut left = size.expect("a size") * 1024;
+        assert!(left > 0, "no size");
+        let open = |name| File::open(self.disk(name)).expect("opens");
+        let (mut a, mut b) = (open("alpha"), open("beta"));
+        let (mut mine, mut theirs) = (vec![0; 1 << 20], vec![0; 1 << 20]);
+        let mut at = 0;
+        while left > 0 {
+            let length = left.min(1 << 20) as usize;
+            a.read_exact(&mut mine[..length]).expect("reads");
+            b.read_exact(&mut theirs[..length]).expect("reads");
+            if mine[..length] != theirs[..length] {
+                let first = (0..length)
+                    .find(|i| mine[*i] != theirs[*i])
+                    .expect("differs");
+                panic!("the disks differ at byte {}", at + first);
+            }
+            at += length;
+            left -= length as u64;
+        }
+    }
+}
+
+/// `status --json` of the resource.
+pub fn status(node: &Node) -> Value {
+    let text = node.run(&["status", "r0", "--json"]).ok();
+    serde_json::from_str::<Value>(&text).expect("json")[0].clone()
+}
+
+/// Waits until the status is as wanted; the last one is in the message if it never is.
+pub fn wait_status(node: &Node, what: &str, limit: Duration, wanted: impl Fn(&Value) -> bool) {
+    let begin = Instant::now();
+    loop {
+        let now = status(node);
+        if wanted(&now) {
+            return;
+        }
+        assert!(
+            begin.elapsed() < limit,
+            "{}: not in time: {what}\n{now:#}",
+            node.name
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// An amount of the only peer device, KiB.
+pub fn amount(node: &Node, key: &str) -> u64 {
+    status(node)["connections"][0]["peer_devices"][0][key]
+        .as_u64()
+        .unwrap_or_else(|| panic!("no {key}"))
+}
+
+pub fn disk_state(status: &Value) -> &str {
+    status["devices"][0]["disk-state"].as_str().unwrap_or("")
+}
+
+pub fn link_state(status: &Value) -> &str {
+    let link = &status["connections"][0]["connection-state"];
+    link.as_str().unwrap_or("")
+}
+
+pub fn role(node: &Node) -> String {
+    node.run(&["role", "r0"]).out.trim().to_owned()
+}
+
+pub fn connected(node: &Node) {
+    node.run(&["wait-connect", "r0", "--timeout", SYNC]).ok();
+}
+
+pub fn synced(node: &Node) {
+    node.run(&["wait-sync", "r0", "--timeout", SYNC]).ok();
+}
+
+/// Waits for another data plane than `before`.
+pub fn wait_replaced(node: &Node, before: u32) {
+    wait_until("another data plane", || {
+        node.plane("r0").is_some_and(|now| now != before)
+    });
+}
+
+/// Runs a program of the machine, for two minutes at most. A missing one is a failure.
+pub fn tool(program: &str, package: &str, arguments: &[&str]) -> Ran {
+    let output: Output = Command::new("timeout")
+        .args(["120", program])
+        .args(arguments)
+        .output()
+        .expect("coreutils are there");
+    assert!(
+        output.status.code() != Some(127),
+        "{program} cannot be run; install the package {package}"
+    );
+    output.into()
+}
+
+/// Text of a path that this test made.
+pub fn text(path: &Path) -> &str {
+    path.to_str().expect("UTF-8")
+}
+
+/// Bytes that do not repeat at any block size.
+pub fn noise(length: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut bytes = Vec::with_capacity(length + 8);
+    while bytes.len() < length {
+        state = random(state);
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(length);
+    bytes
+}
+
+/// The next number of a sequence (xorshift).
+pub fn random(mut state: u64) -> u64 {
+    state ^= state << 13;
+    state ^= state >> 7;
+    state ^= state << 17;
+    state
+}
+
+/// How often something is repeated: `LOCKSTEP_RUNS`, or the number for an ordinary test run.
+pub fn runs(ordinary: usize) -> usize {
+    match std::env::var("LOCKSTEP_RUNS") {
+        Err(_) => ordinary,
+        Ok(text) => text.parse().expect("LOCKSTEP_RUNS is a number"),
+    }
+}

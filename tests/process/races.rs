@@ -1,0 +1,70 @@
+//! Two administrators at the same moment.
+
+use std::process::{Command, Output, Stdio};
+use std::sync::Barrier;
+use std::time::{Duration, Instant};
+
+use crate::node::{Node, Ran};
+use crate::pair::{Pair, Plan, connected, role, runs};
+
+/// Starts `command` when both sides are ready; when that was, and what came of it.
+fn start_together(barrier: &Barrier, mut command: Command) -> (Instant, Ran) {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    barrier.wait();
+    let at = Instant::now();
+    let child = command.spawn().expect("starts");
+    let output: Output = child.wait_with_output().expect("ends");
+    (at, output.into())
+}
+
+/// `primary` on both nodes; how far apart they were started, and what each said.
+fn promote_both(alpha: &Node, beta: &Node) -> (Duration, [Ran; 2]) {
+    let barrier = Barrier::new(2);
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| start_together(&barrier, beta.command(&["primary", "r0"])));
+        let (at, mine) = start_together(&barrier, alpha.command(&["primary", "r0"]));
+        let (other_at, theirs) = other.join().expect("starts");
+        let apart = at.max(other_at) - at.min(other_at);
+        (apart, [mine, theirs])
+    })
+}
+
+#[test]
+fn of_two_promotions_at_once_exactly_one_succeeds() {
+    let pair = Pair::in_sync(Plan {
+        size: 16 << 20,
+        ..Plan::default()
+    });
+    pair.alpha.run(&["secondary", "r0"]).ok();
+    let (wanted, mut counted, mut tried, mut won) = (runs(50), 0, 0, [0, 0]);
+    while counted < wanted {
+        tried += 1;
+        assert!(
+            tried < 20 * wanted + 100,
+            "the machine never starts two within 1 ms"
+        );
+        connected(&pair.alpha);
+        let (apart, ran) = promote_both(&pair.alpha, &pair.beta);
+        let codes = ran.each_ref().map(|ran| ran.code);
+        let winner = match codes {
+            [0, 3] => 0,
+            [3, 0] => 1,
+            _ => panic!("run {tried}, {apart:?} apart: {ran:#?}"),
+        };
+        let [alpha, beta] = [&pair.alpha, &pair.beta];
+        let roles = [role(alpha), role(beta)];
+        let expected = if winner == 0 {
+            ["Primary", "Secondary"]
+        } else {
+            ["Secondary", "Primary"]
+        };
+        assert_eq!(roles, expected, "run {tried}: {ran:#?}");
+        if apart < Duration::from_millis(1) {
+            counted += 1;
+            won[winner] += 1;
+        }
+        let primary = if winner == 0 { alpha } else { beta };
+        primary.run(&["secondary", "r0"]).ok();
+    }
+    println!("promotions: {counted} counted of {tried}, won by alpha and beta: {won:?}");
+}
