@@ -114,7 +114,8 @@ check_file_system() { # KIND DEVICE
 }
 # A tree of real files in $1, and its checksums in /tmp/tree.sums.
 copy_tree() {
-    mkdir "$1" && cp -r /usr/share/common-licenses /usr/lib/python3*/{asyncio,email,json,unittest,xml} "$1/" 2>/dev/null
+    mkdir "$1" && cp -r /usr/share/common-licenses "$1/" &&
+        cp -r /usr/lib/python3*/{asyncio,email,json,unittest,xml} "$1/" || fail "copying to $1"
     (cd "$1" && find . -type f -exec sha256sum {} + >/tmp/tree.sums) || fail "checksums of $1"
     [ "$(wc -l </tmp/tree.sums)" -gt 100 ] || fail "the tree is too small"
 }
