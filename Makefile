@@ -1,7 +1,8 @@
 # Every target installs what it lacks from Debian's packages when it may (root), and otherwise
 # says exactly what to install.
 CARGO ?= cargo
-SEEDS ?= 2000
+# Options of the simulator; none = 2,000 fresh seeds
+SEEDS ?=
 
 .PHONY: all demo test soak bench lint unit sim drills packages build lab
 
@@ -34,7 +35,9 @@ unit: packages build
 	$(CARGO) test --workspace
 
 sim: packages
-	$(CARGO) run --release --quiet -p lockstep-sim -- --seeds-count $(SEEDS)
+	$(CARGO) build --release --quiet -p lockstep-sim
+	target/release/lockstep-sim $(SEEDS)
+	tests/sabotages
 
 drills: build lab
 	tests/drills
