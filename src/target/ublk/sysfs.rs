@@ -95,6 +95,15 @@ mod tests {
         fs::create_dir_all(&queue).unwrap();
         apply_in(block.path(), 4).unwrap();
         assert_eq!(fs::read(queue.join("stable_writes")).unwrap(), b"1");
+        // What is in force already, as the kernel shows it, is not written again.
+        for (file, text) in [
+            ("scheduler", "[none] mq-deadline\n"),
+            ("stable_writes", "1\n"),
+        ] {
+            fs::write(queue.join(file), text).unwrap();
+            apply_in(block.path(), 4).unwrap();
+            assert_eq!(fs::read_to_string(queue.join(file)).unwrap(), text);
+        }
         // A file that takes every write and reads back as nothing.
         fs::remove_file(queue.join("scheduler")).unwrap();
         std::os::unix::fs::symlink("/dev/null", queue.join("scheduler")).unwrap();
