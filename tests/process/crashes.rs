@@ -5,8 +5,8 @@ use std::time::Duration;
 use crate::load::Load;
 use crate::node::send_signal;
 use crate::pair::{
-    Pair, Plan, amount, connected, disk_state, noise, random, role, synced, tool, wait_replaced,
-    wait_status,
+    Pair, Plan, amount, connected, disk_state, link_state, noise, random, role, synced, tool,
+    wait_replaced, wait_status,
 };
 
 const MIB: u64 = 1 << 20;
@@ -93,6 +93,12 @@ fn takeover_and_return_copy_only_what_differs() {
     load.progress(100);
     pair.alpha.crash();
     let history = load.finish();
+    wait_status(
+        &pair.beta,
+        "alpha gone",
+        Duration::from_secs(10),
+        |status| link_state(status) != "Connected",
+    );
     pair.beta.run(&["primary", "r0"]).failed(3, "not reachable");
     pair.beta.run(&["primary", "r0", "--force"]).ok();
     let mut nbd = pair.nbd("beta");
