@@ -554,10 +554,11 @@ impl Engine {
                 self.progress = true;
             }
         }
+        // A lost disk counts: what it has not stored, it will not tell at its next attach.
         let exact = !self
             .volumes
             .iter()
-            .any(|v| v.has_disk() && (v.bitmap.unsaved() || v.pages_in_flight));
+            .any(|v| v.bitmap.unsaved() || v.pages_in_flight);
         if exact != self.track_exact {
             self.track_exact = exact;
             self.out.push(Action::TrackExact { exact });
