@@ -434,6 +434,7 @@ impl World {
     pub fn check_causal(&mut self, node: usize) {
         if (0..self.plan.volumes).any(|v| self.nodes[node].unfit(v) == Some("Inconsistent"))
             || self.plan.scenario.weights.silent > 0
+            || self.plan.volumes > 1 && self.nodes[node].left_alone
         {
             return;
         }
@@ -573,6 +574,16 @@ impl World {
             .all(|d| d.disk == DiskState::UpToDate);
         let before = std::mem::replace(&mut process.established, now);
         let (serving, from) = (process.serving, process.session_from);
+        let lost = connection.state == ConnectionState::Connected
+            && process
+                .status
+                .devices
+                .iter()
+                .any(|d| d.disk == DiskState::Diskless);
+        // A volume without its disk stands still while the others follow the primary: until it
+        // is synced the node as a whole cannot be promoted, and rule 5 binds each volume alone.
+        let n = &mut self.nodes[node];
+        n.left_alone = !now && (n.left_alone || lost);
         if now && !before && serving {
             self.oracle.synced(1 - node, from);
         }

@@ -240,6 +240,7 @@ impl World {
             let loser = serving.map_or(1, |s| 1 - s);
             self.oracle.discarded(loser);
             self.recreate(loser);
+            self.rejoin(1 - loser, false);
             return true;
         }
         let stale = reasons.iter().flatten().any(|r| {
