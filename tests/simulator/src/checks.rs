@@ -537,10 +537,13 @@ impl World {
         else {
             return;
         };
-        let (Some(mine), Some(theirs)) = (self.cover(node, volume), self.cover(peer, volume))
+        let (Some(mut mine), Some(mut theirs)) =
+            (self.cover(node, volume), self.cover(peer, volume))
         else {
             return;
         };
+        // What is stable shows only after a power loss, and that takes the agent's table along.
+        (mine.exact, theirs.exact) = (None, None);
         if !related(&mine.image, &theirs.image) || self.nodes[peer].unfit(volume).is_some() {
             return;
         }
