@@ -29,6 +29,10 @@ impl Engine {
             // The primary goes on with the peer's disk; it takes a disk back as secondary.
             return self.refuse(command, Refusal::IsPrimary);
         }
+        if self.promoting() {
+            // The promotion rests on the disks that it began with.
+            return self.refuse(command, Refusal::Busy);
+        }
         let agreed = image.superblock.agreed_size;
         if image.capacity < agreed {
             let (need, have) = (agreed, image.capacity);
@@ -74,6 +78,7 @@ impl Engine {
             LocalWrites::default()
         };
         v.own_disk = OwnDisk::Current;
+        v.compared = false;
         v.log_in_flight = false;
         v.pages_in_flight = false;
         v.flushing = false;
@@ -552,10 +557,11 @@ impl Engine {
                 self.progress = true;
             }
         }
+        // A lost disk counts: what it has not stored, it will not tell at its next attach.
         let exact = !self
             .volumes
             .iter()
-            .any(|v| v.has_disk() && (v.bitmap.unsaved() || v.pages_in_flight));
+            .any(|v| v.bitmap.unsaved() || v.pages_in_flight);
         if exact != self.track_exact {
             self.track_exact = exact;
             self.out.push(Action::TrackExact { exact });

@@ -26,7 +26,7 @@ use super::reason::{LinkLoss, Refusal};
 use super::resource::{Engine, broken};
 use super::status::{ConnectionState, DiskState, ReplicationState, Role};
 use super::sync::Sync;
-use super::volume::Mint;
+use super::volume::{Mint, OwnDisk};
 
 /// Silence after which a ping is sent while an answer is owed.
 const OWED_SILENCE: Duration = Duration::from_secs(1);
@@ -161,6 +161,7 @@ impl Engine {
         self.change_lost_link();
         for index in 0..self.volumes.len() {
             self.abandon_sync(index);
+            self.volumes[index].compared = false;
             self.set_replication(index, ReplicationState::Off);
             self.set_peer_disk(index, DiskState::DUnknown);
         }
@@ -801,6 +802,7 @@ impl Engine {
             .collect();
         self.put_greeting(greeting);
         for index in targets {
+            self.volumes[index].change_peer(|peer| peer.want_full = false);
             self.send_bitmap(index);
         }
         self.send(Message::Ready, None);
@@ -818,7 +820,8 @@ impl Engine {
             v.change(|superblock| superblock.current = stub_generation(session));
         }
         v.change_peer(|peer| {
-            peer.want_full = false;
+            // Until the bits are on disk, the superblock must say that they do not count.
+            peer.want_full = extent != Extent::Bitmap;
             peer.outdated = false;
         });
         // The mark of a crashed reign stays until the end: with it stays the log that says what
@@ -906,7 +909,15 @@ impl Engine {
         self.discard_my_data = false;
         self.standing.refusal = None;
         for (index, verdict) in greeting.verdicts.into_iter().enumerate() {
-            self.start_volume(index, verdict, theirs.volumes[index].disk);
+            let v = &mut self.volumes[index];
+            let peer = &theirs.volumes[index];
+            v.compared = peer.disk >= DiskState::Inconsistent
+                || peer.current == v.superblock.current;
+            if v.own_disk == OwnDisk::Asked(peer.current) {
+                // Its answer was lost with the last link.
+                v.own_disk = OwnDisk::Left;
+            }
+            self.start_volume(index, verdict, peer.disk);
         }
         self.publish_connection(ConnectionState::Connected);
         self.recheck = true;

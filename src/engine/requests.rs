@@ -473,6 +473,15 @@ impl Engine {
         self.sync_touched(volume, span);
     }
 
+    /// Whether it is recorded that the peer's copy alone counts; an error when it will not be.
+    fn left_to_peer(&self, volume: usize) -> Result<bool, IoFailure> {
+        match self.volumes[volume].own_disk {
+            OwnDisk::Left => Ok(true),
+            OwnDisk::Asked(_) if self.replicates(volume) => Ok(false),
+            OwnDisk::Asked(_) | OwnDisk::Current => Err(IoFailure::NoData),
+        }
+    }
+
     fn promise_kept(&self, write: &Write) -> Result<bool, IoFailure> {
         let v = &self.volumes[write.volume];
         let local = match write.local {
@@ -482,7 +491,7 @@ impl Engine {
             // What a disk wrote that has been lost since does not count.
             Leg::Done if v.has_disk() => true,
             Leg::Done | Leg::Absent | Leg::Lost => match write.peer {
-                Leg::Done => v.own_disk == OwnDisk::Left,
+                Leg::Done => self.left_to_peer(write.volume)?,
                 Leg::Running | Leg::Received => false,
                 Leg::Absent | Leg::Lost => return Err(IoFailure::Disk(write.errno)),
             },
@@ -766,8 +775,11 @@ impl Engine {
         }
         let result = match flush.peer {
             _ if here => Ok(()),
-            Leg::Done if v.own_disk == OwnDisk::Left => Ok(()),
-            Leg::Done => return,
+            Leg::Done => match self.left_to_peer(flush.volume) {
+                Ok(true) => Ok(()),
+                Ok(false) => return,
+                Err(failure) => Err(failure),
+            },
             _ => Err(IoFailure::NoData),
         };
         self.flushes.remove(&key);

@@ -150,7 +150,7 @@ impl Engine {
         self.volumes.iter().find_map(|v| {
             let volume = v.id;
             let peer_good = connected && v.peer_disk == DiskState::UpToDate;
-            let proven = connected
+            let proven = (connected && v.compared)
                 || v.proven_current()
                 || matches!(ground, Ground::Voter | Ground::Recovered)
                 || broken!(self, TrustOwnUptodate);
@@ -207,8 +207,21 @@ impl Engine {
         }
     }
 
+    /// Whether a promotion has got past its questions about the data.
+    pub(super) fn promoting(&self) -> bool {
+        use Step::{Asking, Draining, Flushing, Storing};
+        self.change.as_ref().is_some_and(|change| {
+            matches!(
+                change.step,
+                Asking { .. } | Draining { .. } | Flushing { .. } | Storing { .. }
+            )
+        })
+    }
+
     fn meet(&mut self, force: bool, ground: Ground) {
-        if self.link.as_ref().is_some_and(|link| !link.replicating()) {
+        // A disk that is just being attached is compared in the handshake that follows.
+        let meeting = self.link.as_ref().is_some_and(|link| !link.replicating());
+        if meeting || !self.attaching.is_empty() {
             return;
         }
         if let Some(refusal) = self.unpromotable(force, ground) {

@@ -122,6 +122,8 @@ pub(super) struct Volume {
     /// peer lacks completes.
     pub(super) peer_current: bool,
     pub(super) own_disk: OwnDisk,
+    /// In this session the generation of this disk was compared with the peer's.
+    pub(super) compared: bool,
     pub(super) sync: Option<Sync>,
     pub(super) counters: Counters,
 }
@@ -155,6 +157,7 @@ impl Volume {
             mint: None,
             peer_current: false,
             own_disk: OwnDisk::Current,
+            compared: false,
             sync: None,
             counters: Counters::default(),
         }

@@ -137,7 +137,11 @@ impl World {
         };
         match self.options.protocol {
             Protocol::A if self.connected(node) => return,
+            // Zeroes leave no stamp in the frame by which their arrival could be seen.
             Protocol::B if self.oracle.was_received(id) => return,
+            Protocol::B if self.connected(node) && self.oracle.write(id).is_some_and(|w| w.zero) => {
+                return;
+            }
             _ => {}
         }
         let mine = self.nodes[node].generation(volume);
@@ -375,7 +379,10 @@ impl World {
             let text = format!("node {node} serves while node {} does", 1 - node);
             self.oracle.report(6, Check::Promote, text);
         }
-        self.check_causal(node);
+        if !forced {
+            // By force what a sync has left half done is served too.
+            self.check_causal(node);
+        }
         let contents = local.then(|| {
             self.nodes[node]
                 .disks
@@ -427,6 +434,7 @@ impl World {
     pub fn check_causal(&mut self, node: usize) {
         if (0..self.plan.volumes).any(|v| self.nodes[node].unfit(v) == Some("Inconsistent"))
             || self.plan.scenario.weights.silent > 0
+            || self.plan.volumes > 1 && self.nodes[node].left_alone
         {
             return;
         }
@@ -529,10 +537,13 @@ impl World {
         else {
             return;
         };
-        let (Some(mine), Some(theirs)) = (self.cover(node, volume), self.cover(peer, volume))
+        let (Some(mut mine), Some(mut theirs)) =
+            (self.cover(node, volume), self.cover(peer, volume))
         else {
             return;
         };
+        // What is stable shows only after a power loss, and that takes the agent's table along.
+        (mine.exact, theirs.exact) = (None, None);
         if !related(&mine.image, &theirs.image) || self.nodes[peer].unfit(volume).is_some() {
             return;
         }
@@ -566,6 +577,16 @@ impl World {
             .all(|d| d.disk == DiskState::UpToDate);
         let before = std::mem::replace(&mut process.established, now);
         let (serving, from) = (process.serving, process.session_from);
+        let lost = connection.state == ConnectionState::Connected
+            && process
+                .status
+                .devices
+                .iter()
+                .any(|d| d.disk == DiskState::Diskless);
+        // A volume without its disk stands still while the others follow the primary: until it
+        // is synced the node as a whole cannot be promoted, and rule 5 binds each volume alone.
+        let n = &mut self.nodes[node];
+        n.left_alone = !now && (n.left_alone || lost);
         if now && !before && serving {
             self.oracle.synced(1 - node, from);
         }

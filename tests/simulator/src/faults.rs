@@ -110,6 +110,14 @@ impl World {
         self.schedule.after(delay, Happening::Start { node });
     }
 
+    /// The operator takes a node down, writes new metadata on its disks and starts it again.
+    pub fn recreate(&mut self, node: usize) {
+        self.kill(node, true);
+        for disk in &mut self.nodes[node].disks {
+            crate::meta::create_again(disk, node);
+        }
+    }
+
     fn end_process(&mut self, node: usize, process: Process, agent: bool) {
         self.oracle.died(node, process.incarnation);
         let n = &mut self.nodes[node];

@@ -54,8 +54,11 @@ struct Arguments {
     /// Seeds A to B, B excluded; fresh ones when absent.
     #[arg(long, value_name = "A..B", value_parser = parse_range)]
     seeds: Option<Range<u64>>,
+    /// So many fresh seeds.
+    #[arg(long, value_name = "N", conflicts_with = "seeds", default_value_t = DEFAULT_SEEDS, value_parser = clap::value_parser!(u64).range(1..))]
+    seeds_count: u64,
     /// One seed.
-    #[arg(long, value_name = "N", conflicts_with = "seeds")]
+    #[arg(long, value_name = "N", conflicts_with_all = ["seeds", "seeds_count"])]
     seed: Option<u64>,
     /// Prints a line per event and action (with --seed).
     #[arg(long, requires = "seed")]
@@ -86,10 +89,10 @@ fn parse_range(text: &str) -> Result<Range<u64>, String> {
 }
 
 /// Seeds that nobody has used before: from the clock, spaced so that runs do not overlap.
-fn fresh_seeds() -> Range<u64> {
+fn fresh_seeds(count: u64) -> Range<u64> {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let first = now.map_or(0, |d| d.as_micros() as u64);
-    first..first + DEFAULT_SEEDS
+    first..first + count
 }
 
 fn fail(text: &str) -> ExitCode {
@@ -134,7 +137,7 @@ fn main() -> ExitCode {
     let seeds = match (arguments.seed, arguments.seeds) {
         (Some(seed), _) => seed..seed + 1,
         (None, Some(range)) => range,
-        (None, None) => fresh_seeds(),
+        (None, None) => fresh_seeds(arguments.seeds_count),
     };
     let options = Options {
         voter: arguments.nodes == 3,

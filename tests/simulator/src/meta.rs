@@ -6,7 +6,7 @@ use lockstep::engine::{
     Generation, MetaOp, NodeId, PeerRecord, Session, Superblock, Term, VolumeImage,
 };
 use lockstep::store::{
-    BLOCK, LOG_AREA, Layout, Medium, Metadata, Placement, ReadAt, Step as StoreStep,
+    BLOCK, Format, LOG_AREA, Layout, Medium, Metadata, Placement, ReadAt, Step as StoreStep,
     recover as read,
 };
 
@@ -68,12 +68,24 @@ pub fn new_disk(sectors: u64, fill: u64, volatile: bool, node: usize, synced: bo
     } else {
         Metadata::create(layout, identity, NodeId(node as u8))
     };
+    write_format(&mut disk, format);
+    disk
+}
+
+/// New metadata on a disk that keeps its data.
+pub fn create_again(disk: &mut Disk, node: usize) {
+    if let Some(layout) = layout(disk.sectors() * SECTOR) {
+        let (_, format) = Metadata::create(layout, 99 + node as u64, NodeId(node as u8));
+        write_format(disk, format);
+    }
+}
+
+fn write_format(disk: &mut Disk, format: Format) {
     for step in format.write {
         if let StoreStep::Write { offset, bytes } = step {
             disk.format(offset, &bytes);
         }
     }
-    disk
 }
 
 fn synced_superblock(node: usize, bytes: u64) -> Superblock {

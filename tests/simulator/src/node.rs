@@ -258,6 +258,8 @@ pub struct Node {
     pub tracked: Option<Tracked>,
     /// The data plane served when it died and the agent wants that back.
     pub recover_role: bool,
+    /// A volume lost its disk while the others went on.
+    pub left_alone: bool,
     /// Requests that the kernel keeps for the next data plane.
     pub orphans: Vec<Request>,
     clock_offset: u64,
@@ -277,6 +279,7 @@ impl Node {
             boot: 1,
             tracked: None,
             recover_role: false,
+            left_alone: false,
             orphans: Vec::new(),
             clock_offset,
             clock_ppm,

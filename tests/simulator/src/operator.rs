@@ -38,6 +38,11 @@ impl World {
 
     /// Asks for the primary role. With a voter its word is used when it would be given.
     pub fn promote(&mut self, node: usize, force: bool) {
+        let asked = |p: &crate::node::Process| p.commands.values().any(|c| *c == Purpose::Primary);
+        if self.nodes[node].process.as_ref().is_some_and(asked) {
+            // One question at a time: what the oracle permits depends on the force in it.
+            return;
+        }
         let mut ground = Ground::Operator;
         if self.options.voter {
             let mine: Vec<_> = (0..self.plan.volumes)
@@ -199,7 +204,6 @@ impl World {
                 .disk_states(node)
                 .values()
                 .any(|d| *d == DiskState::Diskless)
-            && self.copy_is_good(1 - node)
         {
             // A disk is given back to a secondary only.
             return self.command(node, Command::Secondary, Purpose::Other);
@@ -227,6 +231,15 @@ impl World {
         if split {
             let loser = serving.map_or(1, |s| 1 - s);
             self.rejoin(loser, true);
+            self.rejoin(1 - loser, false);
+            return true;
+        }
+        let unrelated = |r: &Refusal| matches!(r, Refusal::UnrelatedData { .. });
+        if reasons.iter().flatten().any(unrelated) {
+            // Both began by force without each other. Only new metadata ends that.
+            let loser = serving.map_or(1, |s| 1 - s);
+            self.oracle.discarded(loser);
+            self.recreate(loser);
             self.rejoin(1 - loser, false);
             return true;
         }
