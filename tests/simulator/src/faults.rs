@@ -123,7 +123,7 @@ impl World {
         let n = &mut self.nodes[node];
         n.paused = false;
         n.inbox.clear();
-        n.recover_role = process.serving && !agent || n.recover_role && !agent;
+        n.recover_role = !agent && (process.serving || n.recover_role);
         if agent {
             n.tracked = None;
         }

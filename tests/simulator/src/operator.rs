@@ -118,10 +118,8 @@ impl World {
             2 => self.promote(1 - primary, false),
             3 => self.command(node, Command::Disconnect, Purpose::Other),
             4 => self.detach(node, volume),
-            5 if node != primary => {
-                if self.copy_is_good(primary) {
-                    self.command(node, Command::Invalidate { volume }, Purpose::Other);
-                }
+            5 if node != primary && self.copy_is_good(primary) => {
+                self.command(node, Command::Invalidate { volume }, Purpose::Other);
             }
             6 => self.force(primary),
             _ => {}

@@ -538,8 +538,7 @@ impl Oracle {
     /// serves, if any; otherwise the common content becomes the truth.
     pub fn settled(&mut self, serving: Option<usize>, contents: [Vec<&Pages>; 2]) {
         let moment = self.tick();
-        for volume in 0..contents[0].len() {
-            let (a, b) = (contents[0][volume], contents[1][volume]);
+        for (volume, (a, b)) in contents[0].iter().zip(&contents[1]).enumerate() {
             if let Some(sector) = a.difference(b).first() {
                 let text = format!(
                     "both UpToDate, but {} holds {} on node 0 and {} on node 1",
