@@ -911,8 +911,8 @@ impl Engine {
         for (index, verdict) in greeting.verdicts.into_iter().enumerate() {
             let v = &mut self.volumes[index];
             let peer = &theirs.volumes[index];
-            v.compared = peer.disk >= DiskState::Inconsistent
-                || peer.current == v.superblock.current;
+            v.compared =
+                peer.disk >= DiskState::Inconsistent || peer.current == v.superblock.current;
             if v.own_disk == OwnDisk::Asked(peer.current) {
                 // Its answer was lost with the last link.
                 v.own_disk = OwnDisk::Left;

@@ -459,6 +459,9 @@ impl Engine {
             self.transfer.unacked.remove(&sequence);
             self.transfer.unacked_bytes -= u64::from(span.len);
         }
+        if kind == AckKind::Written && broken!(self, PartialClear) {
+            self.clear_synced(volume, span);
+        }
         if kind == AckKind::Failed {
             self.peer_lacks(volume, span);
         }

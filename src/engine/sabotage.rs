@@ -14,7 +14,7 @@ pub enum Sabotage {
     SkipAl,
     /// Lets an extent leave the log although its writes are not durable everywhere.
     EarlyEvict,
-    /// Clears a dirty bit that a sync block covers only in part.
+    /// Clears a dirty bit for an application write that covers it only in part.
     PartialClear,
     /// Syncs from the source's bitmap alone.
     OneSidedBitmap,

@@ -70,7 +70,7 @@ impl Atlas {
     /// One metadata write of a node goes wrong, once per run.
     pub fn spoil_metadata(&mut self, node: usize) -> bool {
         let allowed = !self.metadata_done[node];
-        self.metadata[node] = allowed;
+        self.metadata[node] |= allowed;
         self.metadata_done[node] = true;
         allowed
     }

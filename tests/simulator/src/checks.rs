@@ -139,7 +139,9 @@ impl World {
             Protocol::A if self.connected(node) => return,
             // Zeroes leave no stamp in the frame by which their arrival could be seen.
             Protocol::B if self.oracle.was_received(id) => return,
-            Protocol::B if self.connected(node) && self.oracle.write(id).is_some_and(|w| w.zero) => {
+            Protocol::B
+                if self.connected(node) && self.oracle.write(id).is_some_and(|w| w.zero) =>
+            {
                 return;
             }
             _ => {}
@@ -316,6 +318,9 @@ impl World {
         let Origin::Peer { session, sync } = origin else {
             return;
         };
+        if self.options.protocol != Protocol::C && self.rng.chance(50) {
+            self.check_causal(node);
+        }
         let Some(process) = &mut self.nodes[node].process else {
             return;
         };
@@ -595,6 +600,7 @@ impl World {
     /// Both nodes say that both copies are up to date, and nothing is on its way.
     pub fn quiet(&self) -> bool {
         self.network.idle()
+            && self.network.sound()
             && self.nodes.iter().all(|node| {
                 !node.paused
                     && !node.busy()

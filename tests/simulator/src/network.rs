@@ -152,6 +152,13 @@ impl Network {
             .rposition(|l| l.up[side] && !l.closed[side])
     }
 
+    /// Whether both sides are on the same link and it works. Under protocols A and B a link that
+    /// died unnoticed may have taken completed writes along.
+    pub fn sound(&self) -> bool {
+        let both = (self.current(0), self.current(1));
+        matches!(both, (Some(a), Some(b)) if a == b && !self.links[a].dead)
+    }
+
     /// Whether frames with replicated data or acknowledgements are on their way.
     pub fn idle(&self) -> bool {
         self.links

@@ -232,6 +232,20 @@ impl World {
             self.rejoin(1 - loser, false);
             return true;
         }
+        let no_source = |r: &Refusal| matches!(r, Refusal::NoSource { .. });
+        if serving.is_none() && reasons.iter().flatten().any(no_source) {
+            // The newer copy lost its cache with the power: only an older whole one is left.
+            let whole = (0..2).find(|n| {
+                let states = self.disk_states(*n);
+                !states.is_empty() && states.values().all(|d| *d > DiskState::Inconsistent)
+            });
+            if let Some(node) = whole {
+                self.promote(node, true);
+                self.rejoin(0, false);
+                self.rejoin(1, false);
+                return true;
+            }
+        }
         let unrelated = |r: &Refusal| matches!(r, Refusal::UnrelatedData { .. });
         if reasons.iter().flatten().any(unrelated) {
             // Both began by force without each other. Only new metadata ends that.

@@ -57,10 +57,12 @@ fn relevant(job: &Job, violations: Vec<Violation>) -> Vec<Violation> {
     match job.options.sabotage {
         None => violations,
         Some(defect) => {
-            let meant = sabotage::meant_check(defect);
+            let plant = sabotage::plant(defect);
+            // A check guards several rules; here it is known which one was broken.
             violations
                 .into_iter()
-                .filter(|v| v.check == meant)
+                .filter(|v| v.check == plant.check)
+                .map(|v| Violation::new(plant.rule, v.check, v.text))
                 .collect()
         }
     }

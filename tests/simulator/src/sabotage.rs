@@ -26,7 +26,7 @@ pub fn plant(defect: Sabotage) -> Plant {
             Sabotage::AckBeforeLocal => (1, Completion, C, &["calm", "links"]),
             Sabotage::SkipAl => (4, Logged, C, &["calm", "kills"]),
             Sabotage::EarlyEvict => (4, Dirty, C, &["kills", "power", "links", "storm"]),
-            Sabotage::PartialClear => (2, Dirty, C, &["syncing", "links", "kills", "storm"]),
+            Sabotage::PartialClear => (2, Equal, C, &["syncing", "links"]),
             Sabotage::OneSidedBitmap => (4, Equal, C, &["takeover", "force", "storm"]),
             Sabotage::ClearBitOnSend => (2, Dirty, C, &["links", "kills", "storm"]),
             Sabotage::NoDirtyOnLinkLoss => (3, Dirty, C, &["links", "storm", "kills"]),
