@@ -609,6 +609,14 @@ impl World {
                         p.established
                             && p.requests.is_empty()
                             && p.meta.iter().all(|m| m.current.is_none())
+                            // On a link that died unnoticed, writes that A and B have completed
+                            // may still be on their way.
+                            && p.engine
+                                .status()
+                                .connection
+                                .peer_devices
+                                .iter()
+                                .all(|device| device.unacked == 0)
                     })
             })
     }

@@ -208,6 +208,8 @@ pub struct Disk {
     pub volatile: bool,
     /// Sectors that cannot be read until they are written again.
     unreadable: BTreeSet<u64>,
+    /// The last metadata write, if the disk has dropped it.
+    unnoticed: Option<Payload>,
 }
 
 impl Disk {
@@ -224,6 +226,7 @@ impl Disk {
             completions: 0,
             volatile,
             unreadable: BTreeSet::new(),
+            unnoticed: None,
         }
     }
 
@@ -297,12 +300,21 @@ impl Disk {
                 self.apply(torn, false);
                 return Some(DiskResult::Failed(errno));
             }
-            DiskFault::Lost => return Some(DiskResult::Done),
+            DiskFault::Lost => {
+                self.unnoticed = match payload {
+                    Payload::Meta(..) => Some(payload),
+                    Payload::Data(..) => None,
+                };
+                return Some(DiskResult::Done);
+            }
             DiskFault::Misdirected(to) => match &mut payload {
                 Payload::Data(start, _) => *start = to,
                 Payload::Meta(offset, _) => *offset = to,
             },
             DiskFault::None => {}
+        }
+        if let Payload::Meta(..) = payload {
+            self.unnoticed = None;
         }
         self.apply(vec![payload], fua || !self.volatile);
         Some(DiskResult::Done)
@@ -391,8 +403,18 @@ impl Disk {
         }
     }
 
+    /// A disk that loses the very last metadata write before a crash cannot be told from one that
+    /// was never asked: no format on that disk alone survives it. So a write is lost only when a
+    /// later one lands.
+    pub fn land_unnoticed(&mut self) {
+        if let Some(payload) = self.unnoticed.take() {
+            self.apply(vec![payload], true);
+        }
+    }
+
     /// The machine loses power: the cache and what was in flight survive in part.
     pub fn power_loss(&mut self, rng: &mut Rng) {
+        self.land_unnoticed();
         let cached = std::mem::take(&mut self.cached);
         let flight = std::mem::take(&mut self.flight);
         let keep = rng.below(5) as u32 * 250;

@@ -123,6 +123,7 @@ impl World {
         let n = &mut self.nodes[node];
         n.paused = false;
         n.inbox.clear();
+        n.disks.iter_mut().for_each(|disk| disk.land_unnoticed());
         n.recover_role = !agent && (process.serving || n.recover_role);
         if agent {
             n.tracked = None;
