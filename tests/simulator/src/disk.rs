@@ -313,7 +313,10 @@ impl Disk {
             },
             DiskFault::None => {}
         }
-        if let Payload::Meta(..) = payload {
+        // A later block of the same kind shows the gap.
+        if let (Payload::Meta(_, new), Some(Payload::Meta(_, lost))) = (&payload, &self.unnoticed)
+            && new.get(..4) == lost.get(..4)
+        {
             self.unnoticed = None;
         }
         self.apply(vec![payload], fua || !self.volatile);
