@@ -458,35 +458,23 @@ impl Engine {
         if greeting.pending.is_some() && mirrored != codes {
             return self.drop_link(LinkLoss::Protocol("the two nodes disagree on the sync"));
         }
-        greeting.agree_received = greeting.pending.is_some();
-        if !greeting.agree_received {
-            // Ours is not computed yet: both verdicts come from the same pair of states, so it
-            // will be the mirrored one.
-            greeting.agree_received = true;
-        }
+        // Where ours is not computed yet, it will come from the same pair of states, mirrored.
+        greeting.agree_received = true;
         self.progress = true;
     }
 
     pub(super) fn settle_handshake(&mut self) {
         self.settle_farewell();
-        let Some(link) = self.link.as_ref() else {
+        if self.link.is_none() || self.replicating().is_some() {
             return;
-        };
-        match &link.stage {
-            Stage::Replicating => return,
-            Stage::Draining => {
-                let drained = self.replica.is_drained() || broken!(self, StaleSession);
-                if !drained {
-                    return;
-                }
-                if let Some(link) = self.link.as_mut() {
-                    link.stage = Stage::Greeting(Box::default());
-                }
-            }
-            Stage::Greeting(_) => {}
         }
         if !self.replica.is_drained() && !broken!(self, StaleSession) {
             return;
+        }
+        if let Some(link) = self.link.as_mut()
+            && let Stage::Draining = link.stage
+        {
+            link.stage = Stage::Greeting(Box::default());
         }
         self.send_state();
         self.reach_verdict();

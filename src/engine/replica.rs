@@ -92,8 +92,7 @@ pub(super) struct Replica {
     /// Sync blocks written since the last flush began.
     synced: Vec<(usize, Span)>,
     adoptions: BTreeMap<usize, Adoption>,
-    /// Reads for the peer: buffers in use.
-    reads: BTreeSet<u32>,
+    /// Reads of the peer that wait for a buffer.
     waiting_reads: VecDeque<(LinkId, u64, usize, Span)>,
     /// When the last write ended; after a quiet while the note of unflushed writes is cleared.
     last_write: Time,
@@ -120,7 +119,6 @@ impl Replica {
             flushes: VecDeque::new(),
             synced: Vec::new(),
             adoptions: BTreeMap::new(),
-            reads: BTreeSet::new(),
             waiting_reads: VecDeque::new(),
             last_write: Time(0),
             clearing: Clearing::Idle,
@@ -600,7 +598,6 @@ impl Engine {
                 return;
             };
             self.replica.waiting_reads.pop_front();
-            self.replica.reads.insert(buffer);
             let io = self.begin(
                 volume,
                 Pending::PeerRead {
@@ -627,7 +624,6 @@ impl Engine {
         buffer: u32,
         failed: Option<i32>,
     ) {
-        self.replica.reads.remove(&buffer);
         if self.replicating().is_some() {
             let payload = failed.is_none().then_some((Buffer::Resync(buffer), len));
             self.send(
