@@ -568,18 +568,22 @@ fn a_peer_that_is_too_small_for_the_data_is_refused() {
         .expect("creates")
         .set_len(32 * MIB)
         .expect("size");
-    let pair = Pair::started(Plan {
+    let mut pair = Pair::files(Plan {
         disks: [("beta", path)].into(),
         ..Plan::default()
     });
-    // Alpha alone makes its size the size of the data.
-    pair.beta.run(&["down", "r0"]).ok();
+    for node in [&pair.alpha, &pair.beta] {
+        node.run(&["create-md", "r0"]).ok();
+    }
+    // Alpha alone makes its size the size of the data; had the two met before, they would have
+    // agreed on the smaller one.
+    pair.alpha.start_agent();
     pair.alpha.run(&["primary", "r0", "--force"]).ok();
     pair.nbd("alpha")
         .write(50 * MIB, &[1; 4096])
         .expect("writes");
     let before = std::fs::read(pair.disk("beta")).expect("reads");
-    pair.beta.run(&["up", "r0"]).ok();
+    pair.beta.start_agent();
     wait_status(&pair.alpha, "the sizes are named", SOON, |now| {
         link_state(now) != "Connected" && link_reason(now).contains("bytes")
     });
