@@ -23,10 +23,8 @@ enum Thing {
     Storage(PathBuf),
     /// A TCP port on an address.
     Listener(SocketAddr),
-    /// A Unix socket, listened on by one resource's data plane.
+    /// A Unix socket that one volume's NBD server listens on.
     Socket(PathBuf),
-    /// An export of one listener.
-    Export(String, String),
 }
 
 impl Thing {
@@ -36,7 +34,6 @@ impl Thing {
             Thing::Storage(path) => format!("disk {}", path.display()),
             Thing::Listener(address) => format!("address {address}"),
             Thing::Socket(path) => format!("socket {}", path.display()),
-            Thing::Export(listener, export) => format!("export `{export}` of {listener}"),
         }
     }
 }
@@ -45,7 +42,6 @@ impl Thing {
 #[derive(Clone, Debug)]
 struct Use {
     user: String,
-    resource: String,
     span: Span,
 }
 
@@ -108,11 +104,7 @@ impl Checker<'_> {
 
     fn host(&mut self, resource: &Resource, host: &Host) {
         let name = &resource.name.value;
-        let by = |user: String, span| Use {
-            user,
-            resource: name.clone(),
-            span,
-        };
+        let by = |user: String, span| Use { user, span };
         let replication = by(format!("resource {name}"), host.address.span);
         self.take(host, Thing::Listener(host.address.value), replication);
         for volume in &host.volumes {
@@ -129,22 +121,16 @@ impl Checker<'_> {
     }
 
     fn front(&mut self, host: &Host, front: &FrontEnd, by: Use) {
-        let (listener, export) = match front {
-            FrontEnd::Ublk { minor } => return self.take(host, Thing::Minor(*minor), by),
-            FrontEnd::NbdUnix { path, export } => {
-                let path = clean(path.as_ref());
-                (Some(Thing::Socket(path)), export)
-            }
-            FrontEnd::NbdTcp { address, export } => {
-                (address.parse().ok().map(Thing::Listener), export)
-            }
+        let thing = match front {
+            FrontEnd::Ublk { minor } => Thing::Minor(*minor),
+            FrontEnd::NbdUnix { path, .. } => Thing::Socket(clean(path.as_ref())),
+            FrontEnd::NbdTcp { address, .. } => match address.parse() {
+                Ok(address) => Thing::Listener(address),
+                // The reader takes nothing else.
+                Err(_) => return,
+            },
         };
-        let Some(listener) = listener else { return };
-        let shared = Thing::Export(listener.name(), export.clone());
-        // Volumes of one resource may share a listener, with an export each.
-        if !self.take_as_resource(host, listener, by.clone()) {
-            self.take(host, shared, by);
-        }
+        self.take(host, thing, by);
     }
 
     /// Notes a use under each name of the host; reports the first clash.
@@ -152,18 +138,6 @@ impl Checker<'_> {
         let clash = self.note(host, &thing, &by);
         if let Some(other) = clash {
             self.clash(host, &thing, &by, &other);
-        }
-    }
-
-    /// As [`Checker::take`], but volumes of one resource may share it. True if it clashed.
-    fn take_as_resource(&mut self, host: &Host, thing: Thing, by: Use) -> bool {
-        match self.note(host, &thing, &by) {
-            // The replication address is the resource's own user, an NBD listener a volume's.
-            Some(other) if other.resource != by.resource || other.user.starts_with("resource ") => {
-                self.clash(host, &thing, &by, &other);
-                true
-            }
-            _ => false,
         }
     }
 

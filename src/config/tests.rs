@@ -511,7 +511,7 @@ fn clashes_name_both_places() {
 }
 
 #[test]
-fn an_nbd_listener_belongs_to_one_resource() {
+fn an_nbd_listener_belongs_to_one_volume() {
     let volumes = |first: &str, second: &str| {
         let body = format!(
             "volume 0 {{ device {first}; disk /a; }} volume 1 {{ device {second}; disk /b; }}"
@@ -520,9 +520,14 @@ fn an_nbd_listener_belongs_to_one_resource() {
     };
     let x = "nbd+unix:///x?socket=/run/s";
     let y = "nbd+unix:///y?socket=/run/s";
-    parse(&volumes(x, y));
-    assert!(refused(&volumes(x, x)).contains("export `x` of socket /run/s is used twice"));
-    parse(&volumes("nbd://127.0.0.1:1/x", "nbd://127.0.0.1:1/y"));
+    parse(&volumes(x, "nbd+unix:///x?socket=/run/t"));
+    assert!(refused(&volumes(x, y)).contains("socket /run/s is used twice"));
+    parse(&volumes("nbd://127.0.0.1:1/x", "nbd://127.0.0.1:2/x"));
+    let message = refused(&volumes("nbd://127.0.0.1:1/x", "nbd://127.0.0.1:1/y"));
+    assert!(
+        message.contains("address 127.0.0.1:1 is used twice on host alpha"),
+        "{message}"
+    );
     let message = refused(&volumes("nbd://10.0.0.1:7789/x", "nbd://127.0.0.1:1/y"));
     assert!(
         message.contains("address 10.0.0.1:7789 is used twice on host alpha"),
