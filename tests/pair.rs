@@ -67,10 +67,10 @@ impl Pair {
     fn in_sync(port: u16) -> Pair {
         let pair = Pair::new(port);
         pair.alpha
-            .run(&["wait-connect", "r0", "--timeout", "20"])
+            .run(&["wait-connect", "r0", "--timeout", "60"])
             .ok();
         pair.alpha.run(&["primary", "r0", "--force"]).ok();
-        pair.alpha.run(&["wait-sync", "r0", "--timeout", "20"]).ok();
+        pair.alpha.run(&["wait-sync", "r0", "--timeout", "60"]).ok();
         pair
     }
 }
@@ -88,13 +88,13 @@ fn status(node: &Node) -> Value {
 fn a_pair_comes_up_and_goes_down() {
     let mut pair = Pair::new(17801);
     let (alpha, beta) = (&pair.alpha, &pair.beta);
-    alpha.run(&["wait-connect", "r0", "--timeout", "20"]).ok();
+    alpha.run(&["wait-connect", "r0", "--timeout", "60"]).ok();
     alpha
         .run(&["wait-sync", "r0", "--timeout", "300ms"])
         .failed(4, "not in sync");
     alpha.run(&["primary", "r0"]).failed(3, "Inconsistent");
     alpha.run(&["primary", "r0", "--force"]).ok();
-    alpha.run(&["wait-sync", "all", "--timeout", "20"]).ok();
+    alpha.run(&["wait-sync", "all", "--timeout", "60"]).ok();
     assert_eq!(role(alpha), "Primary");
     assert_eq!(role(beta), "Secondary");
     assert_eq!(beta.run(&["cstate", "r0"]).ok(), "Connected\n");
@@ -123,7 +123,7 @@ fn a_pair_comes_up_and_goes_down() {
     assert_eq!(alpha.run(&["cstate", "r0"]).ok(), "StandAlone\n");
     alpha.run(&["wait-connect", "r0"]).failed(3, "does not try");
     alpha.run(&["connect", "r0"]).ok();
-    alpha.run(&["wait-connect", "r0", "--timeout", "20"]).ok();
+    alpha.run(&["wait-connect", "r0", "--timeout", "60"]).ok();
     alpha.run(&["secondary", "r0"]).ok();
     alpha.run(&["down", "r0"]).ok();
     alpha.run(&["down", "r0"]).ok();
@@ -144,14 +144,14 @@ fn a_killed_data_plane_comes_back_with_its_role() {
             pair.alpha.plane("r0").is_some_and(|now| now != plane)
         });
         wait_until("primary again", || role(&pair.alpha) == "Primary");
-        pair.alpha.run(&["wait-sync", "r0", "--timeout", "20"]).ok();
+        pair.alpha.run(&["wait-sync", "r0", "--timeout", "60"]).ok();
     }
     let plane = pair.beta.plane("r0").expect("runs");
     send_signal(plane, "KILL");
     wait_until("the peer is back", || {
         pair.beta.plane("r0").is_some_and(|now| now != plane)
     });
-    pair.alpha.run(&["wait-sync", "r0", "--timeout", "20"]).ok();
+    pair.alpha.run(&["wait-sync", "r0", "--timeout", "60"]).ok();
     assert_eq!(role(&pair.beta), "Secondary");
 }
 
@@ -190,7 +190,7 @@ fn a_bad_resource_does_not_keep_others_from_starting() {
     std::fs::write(&pair.alpha.config, &both).expect("config");
     pair.alpha.start_agent();
     pair.alpha
-        .run(&["wait-connect", "r0", "--timeout", "20"])
+        .run(&["wait-connect", "r0", "--timeout", "60"])
         .ok();
     wait_until("the reason is shown", || {
         let text = pair.alpha.run(&["status", "r1"]).out;

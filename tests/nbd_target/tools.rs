@@ -179,6 +179,7 @@ fn fio_verifies_what_it_wrote() {
                 "--io_size=48m",
                 "--verify=crc32c",
                 "--do_verify=1",
+                "--verify_state_save=0",
                 "--fsync=50",
                 "--randseed=7",
                 "--allow_file_create=0",

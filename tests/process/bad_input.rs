@@ -569,7 +569,7 @@ fn a_peer_that_is_too_small_for_the_data_is_refused() {
         .set_len(32 * MIB)
         .expect("size");
     let mut pair = Pair::files(Plan {
-        disks: [("beta", path)].into(),
+        files: [("beta.img", path)].into(),
         ..Plan::default()
     });
     for node in [&pair.alpha, &pair.beta] {

@@ -1,13 +1,25 @@
 //! Set up by the book, and used through the clients that administrators have.
 
 use crate::node::wait_until;
-use crate::pair::{Pair, Plan, amount, noise, role, status, synced, text, tool};
+use crate::pair::{Front, Pair, Plan, amount, noise, role, status, synced, text, tool};
 
 const MIB: u64 = 1 << 20;
 
 #[test]
 fn real_clients_on_the_primary_and_none_on_the_secondary() {
-    let pair = Pair::in_sync(Plan::default());
+    real_clients(Front::Unix);
+}
+
+#[test]
+fn real_clients_over_tcp() {
+    real_clients(Front::Tcp);
+}
+
+fn real_clients(front: Front) {
+    let pair = Pair::in_sync(Plan {
+        front,
+        ..Plan::default()
+    });
     let uri = pair.uri("alpha");
     let info = tool("nbdinfo", "libnbd-bin", &["--json", &uri]).ok();
     let info: serde_json::Value = serde_json::from_str(&info).expect("json");
@@ -54,7 +66,6 @@ fn real_clients_on_the_primary_and_none_on_the_secondary() {
         "--ioengine=nbd",
         &format!("--uri={uri}"),
         "--rw=randwrite",
-        "--bsrange=4k-128k",
         "--bsrange=4k-64k",
         "--iodepth=16",
         "--offset=32M",

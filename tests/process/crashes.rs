@@ -1,11 +1,13 @@
 //! kill -9: of one data plane, of a whole node, and what the return of a node costs.
 
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::load::Load;
 use crate::node::send_signal;
 use crate::pair::{
-    Pair, Plan, amount, connected, disk_state, link_state, noise, random, role, synced, tool,
+    Pair, Plan, amount, connected, disk_state, link_state, noise, random, role, status, synced,
     wait_replaced, wait_status,
 };
 
@@ -41,38 +43,35 @@ fn a_killed_data_plane_comes_back_under_its_clients() {
 #[test]
 fn a_client_of_the_world_reconnects() {
     let pair = Pair::in_sync(Plan::default());
-    let plane = pair.alpha.plane("r0").expect("runs");
     let options = format!(
         "driver=nbd,server.type=unix,server.path={},export=r0,reconnect-delay=30",
         pair.socket("alpha").display()
     );
-    let victim = std::thread::spawn(move || {
-        std::thread::sleep(Duration::from_millis(1500));
-        send_signal(plane, "KILL");
-    });
-    let mut arguments = vec![
-        "--image-opts",
-        &options,
-        "-c",
-        "write -P 1 0 64k",
-        "-c",
-        "sleep 2500",
-    ];
-    arguments.extend([
-        "-c",
-        "write -P 2 64k 64k",
-        "-c",
-        "read -P 1 0 64k",
-        "-c",
-        "flush",
-    ]);
-    let ran = tool("qemu-io", "qemu-utils", &arguments);
-    victim.join().expect("kills");
-    assert!(
-        !ran.out.contains("failed") && !ran.out.contains("rror"),
-        "{ran:?}"
-    );
-    ran.ok();
+    let mut client = Command::new("timeout")
+        .args(["120", "qemu-io", "--image-opts", &options])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("coreutils are there");
+    let mut commands = client.stdin.take().expect("a pipe");
+    let mut answers = BufReader::new(client.stdout.take().expect("a pipe"));
+    // One at a time: it looks for the next one only when more input arrives.
+    let mut tell = |command: &str, answer: &str| {
+        writeln!(commands, "{command}").expect("is told");
+        let mut said = String::new();
+        while !said.contains(answer) {
+            let more = answers.read_line(&mut said).expect("speaks");
+            let failed = said.contains("rror") || said.contains("failed");
+            assert!(more > 0 && !failed, "{command}: {said}");
+        }
+    };
+    tell("write -P 1 0 64k", "wrote 65536/65536");
+    let plane = pair.alpha.plane("r0").expect("runs");
+    send_signal(plane, "KILL");
+    tell("write -P 2 64k 64k", "wrote 65536/65536");
+    tell("read -P 1 0 64k", "read 65536/65536");
+    drop(commands);
+    assert!(client.wait().expect("ends").success());
     wait_replaced(&pair.alpha, plane);
     assert_eq!(pair.nbd("alpha").read(65536, 512).expect("reads"), [2; 512]);
 }
@@ -93,12 +92,9 @@ fn takeover_and_return_copy_only_what_differs() {
     load.progress(100);
     pair.alpha.crash();
     let history = load.finish();
-    wait_status(
-        &pair.beta,
-        "alpha gone",
-        Duration::from_secs(10),
-        |status| link_state(status) != "Connected",
-    );
+    wait_status(&pair.beta, "alpha gone", RECOVERY, |status| {
+        link_state(status) != "Connected"
+    });
     pair.beta.run(&["primary", "r0"]).failed(3, "not reachable");
     pair.beta.run(&["primary", "r0", "--force"]).ok();
     let mut nbd = pair.nbd("beta");
@@ -207,10 +203,21 @@ fn a_resync_that_is_killed_on_either_side_goes_on() {
         pair.assert_identical();
     }
     // A copy in the middle of a sync is not promoted, however little is missing.
-    pair.beta.run(&["invalidate", "r0"]).ok();
-    wait_status(&pair.beta, "a sync begins", RECOVERY, |now| {
-        disk_state(now) == "Inconsistent"
-    });
-    pair.alpha.crash();
+    let mut tries = 0;
+    while tries == 0 || disk_state(&status(&pair.beta)) != "Inconsistent" {
+        // The sync may come to its end before this test gets round to the crash.
+        tries += 1;
+        assert!(tries < 20, "every sync is over before the source is killed");
+        if tries > 1 {
+            pair.alpha.start_agent();
+            connected(&pair.alpha);
+            synced(&pair.alpha);
+        }
+        pair.beta.run(&["invalidate", "r0"]).ok();
+        wait_status(&pair.beta, "a sync begins", RECOVERY, |now| {
+            disk_state(now) == "Inconsistent"
+        });
+        pair.alpha.crash();
+    }
     pair.beta.run(&["primary", "r0"]).failed(3, "Inconsistent");
 }

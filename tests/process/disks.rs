@@ -56,7 +56,7 @@ impl SmallFs {
     }
 
     /// A sparse file on it.
-    fn disk(&self, bytes: u64) -> PathBuf {
+    pub fn disk(&self, bytes: u64) -> PathBuf {
         let path = self.mount.join("disk.img");
         File::create(&path)
             .expect("disk")
@@ -66,7 +66,7 @@ impl SmallFs {
     }
 
     /// Fills it up to the last block.
-    fn fill(&self) {
+    pub fn fill(&self) {
         let mut ballast = File::create(self.mount.join("ballast")).expect("ballast");
         for size in [1 << 20, 4096] {
             while ballast.write_all(&vec![0xff; size]).is_ok() {}
@@ -75,7 +75,7 @@ impl SmallFs {
     }
 
     /// Makes room again.
-    fn clear(&self) {
+    pub fn clear(&self) {
         std::fs::remove_file(self.mount.join("ballast")).expect("removes");
     }
 }
@@ -85,6 +85,11 @@ impl Drop for SmallFs {
         let mount = text(&self.mount);
         tool("umount", "mount", &["--lazy", mount]);
     }
+}
+
+/// What was zeroed, by the first sync for one, takes no room any more.
+pub fn dig_holes(file: &Path) {
+    tool("fallocate", "util-linux", &["--dig-holes", text(file)]).ok();
 }
 
 /// A disk whose writes can be made to wait.
@@ -169,7 +174,7 @@ fn use_device(pair: &Pair, base: u64) {
 fn a_primary_whose_disk_is_full_goes_on_with_its_peer() {
     let fs = SmallFs::new(160 * MIB);
     let pair = Pair::in_sync(Plan {
-        disks: [("alpha", fs.disk(64 * MIB))].into(),
+        files: [("alpha.img", fs.disk(64 * MIB))].into(),
         ..Plan::default()
     });
     fs.fill();
@@ -195,11 +200,10 @@ fn a_secondary_whose_disk_is_full_does_not_hold_the_primary() {
     let fs = SmallFs::new(160 * MIB);
     let disk = fs.disk(64 * MIB);
     let pair = Pair::in_sync(Plan {
-        disks: [("beta", disk.clone())].into(),
+        files: [("beta.img", disk.clone())].into(),
         ..Plan::default()
     });
-    // The first sync may have filled the file: zeroes become holes again.
-    tool("fallocate", "util-linux", &["--dig-holes", text(&disk)]).ok();
+    dig_holes(&disk);
     fs.fill();
     use_device(&pair, 16 * MIB);
     wait_status(&pair.beta, "detached with a reason", SOON, is_detached);

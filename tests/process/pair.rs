@@ -17,28 +17,58 @@ use crate::node::{Node, Ran, wait_until};
 /// Long enough for a resync on a loaded machine.
 pub const SYNC: &str = "60";
 
+/// How clients reach the volumes.
+#[derive(Clone, Copy)]
+pub enum Front {
+    Unix,
+    Tcp,
+}
+
+/// Where the metadata is.
+#[derive(Clone, Copy)]
+pub enum Meta {
+    Internal,
+    /// A file for each volume.
+    File,
+    /// The same, written as `FILE[0]`.
+    Indexed,
+}
+
+/// Room for the metadata of the volumes that tests use.
+const META_BYTES: u64 = 1 << 20;
+/// Of volume 0; the others follow.
+const NBD_PORT: u16 = 10809;
+
 /// How a pair is made. The defaults are those of the product wherever a test says nothing.
 #[derive(Clone)]
 pub struct Plan {
     /// Bytes of each backing file.
     pub size: u64,
+    /// Volumes of the resource, counted from 0.
+    pub volumes: u16,
+    pub front: Front,
+    pub meta: Meta,
     /// Further words of the `net` section.
     pub net: String,
     /// Addresses with port of alpha and beta; unique ones of the loopback network if `None`.
     pub addresses: Option<[String; 2]>,
     pub namespaces: Option<[String; 2]>,
-    /// Backing disks by node, where they are not files in the pair's directory.
-    pub disks: BTreeMap<&'static str, PathBuf>,
+    /// Disks and metadata that lie elsewhere and are there already, by the name that they would
+    /// have in the pair's directory: `alpha.img`, `beta-1.img`, `alpha-0.meta`.
+    pub files: BTreeMap<&'static str, PathBuf>,
 }
 
 impl Default for Plan {
     fn default() -> Plan {
         Plan {
             size: 64 << 20,
+            volumes: 1,
+            front: Front::Unix,
+            meta: Meta::Internal,
             net: "timeout 9; connect-int 1;".to_owned(),
             addresses: None,
             namespaces: None,
-            disks: BTreeMap::new(),
+            files: BTreeMap::new(),
         }
     }
 }
@@ -82,12 +112,22 @@ impl Pair {
         }
         std::fs::write(&config, pair.configuration()).expect("config");
         for name in ["alpha", "beta"] {
-            if !pair.plan.disks.contains_key(name) {
-                let image = File::create(pair.disk(name)).expect("image");
-                image.set_len(pair.plan.size).expect("size");
+            for volume in 0..pair.plan.volumes {
+                pair.make(&pair.disk_of(name, volume), pair.plan.size);
+                if !matches!(pair.plan.meta, Meta::Internal) {
+                    pair.make(&pair.meta_of(name, volume), META_BYTES);
+                }
             }
         }
         pair
+    }
+
+    /// An empty file, unless it lies elsewhere.
+    fn make(&self, path: &Path, bytes: u64) {
+        if path.starts_with(self.dir.path()) {
+            let image = File::create(path).expect("image");
+            image.set_len(bytes).expect("size");
+        }
     }
 
     /// Metadata is there and both agents run.
@@ -123,15 +163,27 @@ impl Pair {
     }
 
     fn host(&self, name: &'static str, address: &str, id: u8) -> String {
+        let volumes: String = (0..self.plan.volumes)
+            .map(|volume| {
+                let meta = self.meta_of(name, volume);
+                let meta = match self.plan.meta {
+                    Meta::Internal => "internal".to_owned(),
+                    Meta::File => meta.display().to_string(),
+                    Meta::Indexed => format!("{}[0]", meta.display()),
+                };
+                format!(
+                    "        volume {volume} {{ device {}; disk {}; meta-disk {meta}; }}\n",
+                    self.uri_of(name, volume),
+                    self.disk_of(name, volume).display(),
+                )
+            })
+            .collect();
         format!(
             "    on {name} {{
         address {address};
         node-id {id};
-        volume 0 {{ device nbd+unix:///r0?socket={}; disk {}; meta-disk internal; }}
-    }}
-",
-            self.socket(name).display(),
-            self.disk(name).display(),
+{volumes}    }}
+"
         )
     }
 
@@ -143,31 +195,80 @@ impl Pair {
         }
     }
 
+    /// The backing disk of volume 0.
     pub fn disk(&self, name: &str) -> PathBuf {
-        let own = self.dir.path().join(format!("{name}.img"));
-        self.plan.disks.get(name).cloned().unwrap_or(own)
+        self.disk_of(name, 0)
     }
 
-    /// Where the NBD server of a node listens.
+    pub fn disk_of(&self, name: &str, volume: u16) -> PathBuf {
+        match volume {
+            0 => self.file(&format!("{name}.img")),
+            _ => self.file(&format!("{name}-{volume}.img")),
+        }
+    }
+
+    /// The file with a volume's external metadata.
+    pub fn meta_of(&self, name: &str, volume: u16) -> PathBuf {
+        self.file(&format!("{name}-{volume}.meta"))
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        let own = || self.dir.path().join(name);
+        self.plan.files.get(name).cloned().unwrap_or_else(own)
+    }
+
+    /// Where the NBD server of a node's volume 0 listens.
     pub fn socket(&self, name: &str) -> PathBuf {
-        self.dir.path().join(format!("{name}.nbd"))
+        self.socket_of(name, 0)
+    }
+
+    pub fn socket_of(&self, name: &str, volume: u16) -> PathBuf {
+        match volume {
+            0 => self.dir.path().join(format!("{name}.nbd")),
+            _ => self.dir.path().join(format!("{name}-{volume}.nbd")),
+        }
     }
 
     pub fn uri(&self, name: &str) -> String {
-        format!("nbd+unix:///r0?socket={}", self.socket(name).display())
+        self.uri_of(name, 0)
     }
 
-    /// A connection to the export of `name`, which must be primary.
+    fn uri_of(&self, name: &str, volume: u16) -> String {
+        match self.plan.front {
+            Front::Unix => format!(
+                "nbd+unix:///r0?socket={}",
+                self.socket_of(name, volume).display()
+            ),
+            Front::Tcp => {
+                let addresses = self.plan.addresses.as_ref().expect("set");
+                let own = &addresses[usize::from(name != "alpha")];
+                let ip = own.split(':').next().expect("an address");
+                format!("nbd://{ip}:{}/r0", NBD_PORT + volume)
+            }
+        }
+    }
+
+    /// A connection to volume 0 of `name`, which must be primary.
     pub fn nbd(&self, name: &str) -> Nbd {
-        Nbd::patiently(&self.socket(name))
+        self.nbd_of(name, 0)
     }
 
-    /// Compares the data areas of both disks, which must be quiet.
+    pub fn nbd_of(&self, name: &str, volume: u16) -> Nbd {
+        Nbd::patiently(&self.socket_of(name, volume))
+    }
+
+    /// Compares the data areas of both disks of every volume, which must be quiet.
     pub fn assert_identical(&self) {
-        let size = status(&self.alpha)["devices"][0]["size"].as_u64();
+        for volume in 0..self.plan.volumes {
+            self.assert_volume_identical(volume);
+        }
+    }
+
+    fn assert_volume_identical(&self, volume: u16) {
+        let size = status(&self.alpha)["devices"][usize::from(volume)]["size"].as_u64();
         let mut left = size.expect("a size") * 1024;
         assert!(left > 0, "no size");
-        let open = |name| File::open(self.disk(name)).expect("opens");
+        let open = |name| File::open(self.disk_of(name, volume)).expect("opens");
         let (mut a, mut b) = (open("alpha"), open("beta"));
         let (mut mine, mut theirs) = (vec![0; 1 << 20], vec![0; 1 << 20]);
         let mut at = 0;
@@ -179,7 +280,7 @@ impl Pair {
                 let first = (0..length)
                     .find(|i| mine[*i] != theirs[*i])
                     .expect("differs");
-                panic!("the disks differ at byte {}", at + first);
+                panic!("the disks of volume {volume} differ at byte {}", at + first);
             }
             at += length;
             left -= length as u64;
@@ -210,9 +311,14 @@ pub fn wait_status(node: &Node, what: &str, limit: Duration, wanted: impl Fn(&Va
     }
 }
 
-/// An amount of the only peer device, KiB.
+/// An amount of the peer's volume 0, KiB.
 pub fn amount(node: &Node, key: &str) -> u64 {
-    status(node)["connections"][0]["peer_devices"][0][key]
+    amount_of(node, 0, key)
+}
+
+/// An amount of one of the peer's volumes, KiB.
+pub fn amount_of(node: &Node, volume: usize, key: &str) -> u64 {
+    status(node)["connections"][0]["peer_devices"][volume][key]
         .as_u64()
         .unwrap_or_else(|| panic!("no {key}"))
 }

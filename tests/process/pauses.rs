@@ -97,8 +97,9 @@ fn a_stopped_agent_stops_nothing() {
 fn a_peer_whose_disk_hangs_is_dropped_after_timeout_times_ko_count() {
     let frozen = crate::disks::FrozenDisk::new(64 << 20);
     let pair = Pair::in_sync(Plan {
-        net: "timeout 10; ko-count 3; ping-timeout 5; connect-int 2;".to_owned(),
-        disks: [("beta", frozen.image())].into(),
+        // Pings may take long, so that a busy machine does not end the connection before.
+        net: "timeout 10; ko-count 3; ping-timeout 50; connect-int 2;".to_owned(),
+        files: [("beta.img", frozen.image())].into(),
         ..Plan::default()
     });
     let mut nbd = pair.nbd("alpha");
