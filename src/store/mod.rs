@@ -37,5 +37,7 @@ pub mod format {
 pub use layout::{BLOCK, EXTENT, LOG_AREA, Layout, LayoutError, MAX_PEERS, Placement};
 pub use log::LogFault;
 pub use metadata::{Copy, Format, Metadata, PlanError, Step};
-pub use recover::{Damage, Medium, ReadAt, RecoverError, Recovered, adopt, recover};
+pub use recover::{
+    Damage, Medium, ReadAt, RecoverError, Recovered, adopt, read_superblock, recover,
+};
 pub use superblock::{CopyFault, VERSION};

@@ -160,6 +160,15 @@ pub fn read_ring(disk: &mut impl ReadAt, id: u64, layout: &Layout) -> [log::Bloc
     })
 }
 
+/// Reads the superblock that counts, and nothing else.
+pub fn read_superblock(
+    disk: &mut impl ReadAt,
+    medium: &Medium,
+) -> Result<Superblock, RecoverError> {
+    let chosen = read_copies(disk, medium)?.choose(medium)?;
+    Ok(chosen.contents.superblock)
+}
+
 /// Reads all metadata. Nothing is written.
 ///
 /// The caller flushes the metadata device before: after a mere crash of the process, the last
@@ -290,7 +299,7 @@ impl<'a> BitmapReader<'a> {
     fn read_slot(&mut self, disk: &mut impl ReadAt, slot: u8) {
         let start = self.layout.slot_offset(slot);
         let end = start + self.layout.slot_bytes();
-        let mut buf = vec![0; READ];
+        let mut buf = vec![0; READ.min((end - start) as usize)];
         let mut at = start;
         while let Some(data) = disk.next_data(at).filter(|&data| data < end) {
             at = data.max(at) / PAGE * PAGE;

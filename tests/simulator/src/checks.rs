@@ -3,17 +3,17 @@
 
 use lockstep::engine::Protocol;
 use lockstep::engine::{
-    Buffer, ConnectionState, DiskState, LogTransaction, ReplicationState, Session, Span, Term,
-    VolumeImage,
+    Buffer, ConnectionState, DiskState, Envelope, LogTransaction, Message, ReplicationState,
+    Session, Span, Superblock, Term, VolumeImage,
 };
 
 use crate::disk::{Pages, SECTOR};
-use crate::node::{EXTENT, Origin, Request, Target, Wish};
+use crate::node::{Carrier, EXTENT, Origin, Request, Target, Wish};
 use crate::oracle::{Check, Outcome, WriteId, stamp_of};
 use crate::world::{Phase, World};
 
 /// Sectors per bit of the bitmap.
-const BIT_SECTORS: u64 = 8;
+pub const BIT_SECTORS: u64 = 8;
 /// Sectors per extent of the activity log.
 const EXTENT_SECTORS: u64 = EXTENT / SECTOR;
 
@@ -351,6 +351,24 @@ impl World {
 
     // ---- rules 5, 6 and 8: promotion ----
 
+    /// A superblock is about to be stored.
+    pub fn check_superblock(&mut self, node: usize, volume: usize, next: &Superblock) {
+        let Some(forcing) = self.nodes[node].process.as_ref().map(|p| p.forcing) else {
+            return;
+        };
+        if forcing && self.nodes[node].generation(volume) != Some(next.current) {
+            self.nodes[node].forced.insert(volume, next.current);
+        }
+        // A sync ends without the mark of a reign, and is stored before anybody builds on it.
+        let reign = next.primary && !next.inconsistent;
+        if reign && !forcing && self.nodes[node].unfit(volume) == Some("Inconsistent") {
+            let text = format!(
+                "node {node} becomes primary on volume {volume}, which its disk calls Inconsistent"
+            );
+            self.oracle.report(5, Check::Promote, text);
+        }
+    }
+
     /// A node starts to serve.
     pub fn check_promotion(&mut self, node: usize) {
         let Some(process) = &self.nodes[node].process else {
@@ -449,6 +467,62 @@ impl World {
 
     // ---- rules 2 to 4: dirty bits ----
 
+    /// A frame with data, or about it, goes to the peer.
+    pub fn note_carrier(&mut self, node: usize, envelope: &Envelope) {
+        let (volume, span, sync) = match &envelope.message {
+            Message::Write { volume, span, .. } => (volume, span, false),
+            Message::SyncWrite { volume, span, .. } | Message::SyncCompare { volume, span, .. } => {
+                (volume, span, true)
+            }
+            _ => return,
+        };
+        let carrier = Carrier {
+            node,
+            incarnation: self.nodes[node].incarnations,
+            session: envelope.session,
+            sync,
+        };
+        let bit_bytes = BIT_SECTORS * SECTOR;
+        let bits = span.start / bit_bytes..span.end().div_ceil(bit_bytes);
+        if let Some(blocks) =
+            self.carried[usize::from(volume.0)].get_mut(bits.start as usize..bits.end as usize)
+        {
+            blocks.fill(Some(carrier));
+        }
+    }
+
+    fn carrier(&self, volume: usize, sector: u64) -> Option<Carrier> {
+        self.carried[volume][(sector / BIT_SECTORS) as usize]
+    }
+
+    /// Whether the session of a frame goes on at its sender.
+    fn goes_on(&self, carrier: Carrier) -> bool {
+        self.is(carrier.node, carrier.incarnation)
+            && self.nodes[carrier.node]
+                .process
+                .as_ref()
+                .is_some_and(|p| p.session == carrier.session)
+    }
+
+    /// The rule that is broken when a difference has no dirty bit: a sync cleared it (2), the
+    /// end of a session did not set it (3), or the log did not stand in for it (4).
+    fn dirty_rule(&self, volume: usize, sector: u64) -> u8 {
+        match self.carrier(volume, sector) {
+            Some(carrier) if carrier.sync => 2,
+            Some(c) if self.is(c.node, c.incarnation) && !self.goes_on(c) => 3,
+            _ => 4,
+        }
+    }
+
+    /// The rule that is broken when copies differ that are marked equal: a block that was
+    /// carried in this session lost its bit too early (2), or the session left it out (4).
+    pub fn equal_rule(&self, volume: usize, sector: u64) -> u8 {
+        match self.carrier(volume, sector) {
+            Some(carrier) if self.goes_on(carrier) => 2,
+            _ => 4,
+        }
+    }
+
     fn cover(&self, node: usize, volume: usize) -> Option<Cover> {
         let image = self.nodes[node].recover(volume)?;
         Some(Cover {
@@ -507,7 +581,8 @@ impl World {
                 a.view().get(sector),
                 b.view().get(sector)
             );
-            self.oracle.report(2, Check::Dirty, text);
+            let rule = self.dirty_rule(volume, sector);
+            self.oracle.report(rule, Check::Dirty, text);
         }
     }
 
@@ -561,7 +636,8 @@ impl World {
                 "an extent of volume {volume} left the log of node {node} while sector {sector} \
                  (first {first}) is not durable on both"
             );
-            self.oracle.report(4, Check::Dirty, text);
+            let rule = self.dirty_rule(volume, sector);
+            self.oracle.report(rule, Check::Dirty, text);
         }
     }
 
@@ -626,10 +702,23 @@ impl World {
         if !self.quiet() || self.plan.scenario.weights.silent > 0 {
             return;
         }
+        for volume in 0..self.plan.volumes {
+            let [a, b] = [0, 1].map(|n: usize| self.nodes[n].disks[volume].view());
+            if let Some(sector) = a.difference(b).first().copied() {
+                let text = format!(
+                    "both UpToDate, but volume {volume} sector {sector} holds {} on node 0 and {} \
+                     on node 1",
+                    a.get(sector),
+                    b.get(sector)
+                );
+                let rule = self.equal_rule(volume, sector);
+                return self.oracle.report(rule, Check::Equal, text);
+            }
+        }
         let serving = (0..2).find(|n| self.nodes[*n].serving());
-        let contents: [Vec<&Pages>; 2] =
-            [0, 1].map(|n: usize| self.nodes[n].disks.iter().map(|d| d.view()).collect());
-        self.oracle.settled(serving, contents);
+        let disks = &self.nodes[0].disks;
+        self.oracle
+            .settled(serving, || disks.iter().map(|d| d.view().clone()).collect());
     }
 
     /// The run has reached its goal.
@@ -649,7 +738,8 @@ impl World {
                 .difference(self.nodes[1].disks[volume].view());
             if let Some(sector) = differing.first().filter(|_| !silent) {
                 let text = format!("at the end volume {volume} sector {sector} differs");
-                self.oracle.report(4, Check::Equal, text);
+                let rule = self.equal_rule(volume, *sector);
+                self.oracle.report(rule, Check::Equal, text);
             }
             let strange = differing
                 .iter()
@@ -687,8 +777,8 @@ impl World {
 /// Whether two copies would be synced by bitmap: the bits must then say everything.
 fn related(a: &VolumeImage, b: &VolumeImage) -> bool {
     let (sa, sb) = (&a.superblock, &b.superblock);
-    let base = |s: &lockstep::engine::Superblock| s.peers.first().map(|p| p.base);
-    let full = |s: &lockstep::engine::Superblock| s.peers.first().is_some_and(|p| p.want_full);
+    let base = |s: &Superblock| s.peers.first().map(|p| p.base);
+    let full = |s: &Superblock| s.peers.first().is_some_and(|p| p.want_full);
     if sa.current.is_fresh() || sb.current.is_fresh() || full(sa) || full(sb) {
         return false;
     }

@@ -138,6 +138,20 @@ enum Payload {
     Meta(u64, Vec<u8>),
 }
 
+impl Payload {
+    fn is_meta(&self) -> bool {
+        matches!(self, Payload::Meta(..))
+    }
+
+    /// Whether both are metadata blocks that begin with the same magic.
+    fn like(&self, other: &Payload) -> bool {
+        match (self, other) {
+            (Payload::Meta(_, a), Payload::Meta(_, b)) => a.get(..4) == b.get(..4),
+            _ => false,
+        }
+    }
+}
+
 /// A disk operation. Data ranges are in sectors, metadata offsets in bytes.
 #[derive(Clone, Debug)]
 pub enum DiskOp {
@@ -208,7 +222,7 @@ pub struct Disk {
     pub volatile: bool,
     /// Sectors that cannot be read until they are written again.
     unreadable: BTreeSet<u64>,
-    /// The last metadata write, if the disk has dropped it.
+    /// The last metadata write, if the disk has dropped it or put it elsewhere.
     unnoticed: Option<Payload>,
 }
 
@@ -301,23 +315,18 @@ impl Disk {
                 return Some(DiskResult::Failed(errno));
             }
             DiskFault::Lost => {
-                self.unnoticed = match payload {
-                    Payload::Meta(..) => Some(payload),
-                    Payload::Data(..) => None,
-                };
+                self.unnoticed = Some(payload).filter(Payload::is_meta);
                 return Some(DiskResult::Done);
             }
-            DiskFault::Misdirected(to) => match &mut payload {
-                Payload::Data(start, _) => *start = to,
-                Payload::Meta(offset, _) => *offset = to,
-            },
-            DiskFault::None => {}
-        }
-        // A later block of the same kind shows the gap.
-        if let (Payload::Meta(_, new), Some(Payload::Meta(_, lost))) = (&payload, &self.unnoticed)
-            && new.get(..4) == lost.get(..4)
-        {
-            self.unnoticed = None;
+            DiskFault::Misdirected(to) => {
+                self.unnoticed = Some(payload.clone()).filter(Payload::is_meta);
+                match &mut payload {
+                    Payload::Data(start, _) => *start = to,
+                    Payload::Meta(offset, _) => *offset = to,
+                }
+            }
+            // A later block of the same kind shows the gap.
+            DiskFault::None => self.unnoticed = self.unnoticed.take().filter(|u| !u.like(&payload)),
         }
         self.apply(vec![payload], fua || !self.volatile);
         Some(DiskResult::Done)
@@ -406,9 +415,10 @@ impl Disk {
         }
     }
 
-    /// A disk that loses the very last metadata write before a crash cannot be told from one that
-    /// was never asked: no format on that disk alone survives it. So a write is lost only when a
-    /// later one lands.
+    /// A disk that loses the very last metadata write before a crash, or puts it where it shows
+    /// nothing of its kind to be missing, cannot be told from one that was never asked: no format
+    /// on that disk alone survives it. So a write is missing only when a later one lands; what a
+    /// misplaced one has overwritten stays overwritten.
     pub fn land_unnoticed(&mut self) {
         if let Some(payload) = self.unnoticed.take() {
             self.apply(vec![payload], true);
@@ -602,6 +612,32 @@ mod tests {
             disk.complete(id, &mut rng),
             Some(DiskResult::Data(_))
         ));
+    }
+
+    #[test]
+    fn a_lost_or_misplaced_metadata_write_is_missing_once_a_later_one_lands() {
+        let mut rng = Rng::new(3);
+        for fault in [DiskFault::Lost, DiskFault::Misdirected(8192)] {
+            for (later, missing) in [
+                (None, false),
+                (Some(*b"logs"), true),
+                (Some(*b"supr"), false),
+            ] {
+                let mut disk = Disk::new(64, 16384, 1, false);
+                let mut meta = |offset, magic: [u8; 4], fault| {
+                    let bytes = [magic.to_vec(), vec![7; 508]].concat();
+                    let id = disk.submit(DiskOp::MetaWrite { offset, bytes }, fault);
+                    assert_eq!(disk.complete(id, &mut rng), Some(DiskResult::Done));
+                };
+                meta(4096, *b"logs", fault);
+                if let Some(magic) = later {
+                    meta(0, magic, DiskFault::None);
+                }
+                disk.land_unnoticed();
+                assert_eq!(disk.meta()[4096] == 0, missing, "{fault:?} {later:?}");
+                assert_eq!(disk.meta()[8192] == 0, fault == DiskFault::Lost);
+            }
+        }
     }
 
     #[test]

@@ -68,6 +68,14 @@ impl World {
         exact: Option<Vec<lockstep::engine::Span>>,
     ) {
         let found = crate::meta::recover(&self.nodes[node].disks[volume]);
+        let forced = self.nodes[node].forced.remove(&volume);
+        if let Ok((image, _)) = &found
+            && forced == Some(image.superblock.current)
+        {
+            // The force is on record although nobody was told: what comes of it was asked for.
+            let other_serves = self.nodes[1 - node].serving();
+            self.oracle.forced(node, other_serves);
+        }
         let Some(process) = &mut self.nodes[node].process else {
             return;
         };

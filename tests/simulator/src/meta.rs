@@ -7,7 +7,7 @@ use lockstep::engine::{
 };
 use lockstep::store::{
     BLOCK, Format, LOG_AREA, Layout, Medium, Metadata, Placement, ReadAt, Step as StoreStep,
-    recover as read,
+    read_superblock, recover as read,
 };
 
 use crate::disk::{Disk, SECTOR};
@@ -132,17 +132,20 @@ impl ReadAt for Area<'_> {
     }
 }
 
-/// Recovers a volume's metadata as an attach would; the reason when it is refused.
-pub fn recover(disk: &Disk) -> Result<(VolumeImage, Store), String> {
-    let medium = Medium {
+fn medium(disk: &Disk) -> Medium {
+    Medium {
         placement: Placement::External {
             data_bytes: disk.sectors() * SECTOR,
             meta_bytes: META_BYTES,
         },
         logical_block: SECTOR as u32,
         volatile_cache: disk.volatile,
-    };
-    let found = read(&mut Area(disk.meta()), &medium).map_err(|e| e.to_string())?;
+    }
+}
+
+/// Recovers a volume's metadata as an attach would; the reason when it is refused.
+pub fn recover(disk: &Disk) -> Result<(VolumeImage, Store), String> {
+    let found = read(&mut Area(disk.meta()), &medium(disk)).map_err(|e| e.to_string())?;
     let store = Store {
         metadata: found.metadata,
     };
@@ -151,7 +154,7 @@ pub fn recover(disk: &Disk) -> Result<(VolumeImage, Store), String> {
 
 /// The superblock that counts, without reading the rest.
 pub fn superblock(disk: &Disk) -> Option<Superblock> {
-    recover(disk).ok().map(|(image, _)| image.superblock)
+    read_superblock(&mut Area(disk.meta()), &medium(disk)).ok()
 }
 
 #[cfg(test)]

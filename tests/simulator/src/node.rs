@@ -59,6 +59,17 @@ pub enum Origin {
     Peer { session: Session, sync: bool },
 }
 
+/// The last frame that carried data of a block (4 KiB, a bit of the bitmap) to the peer.
+#[derive(Clone, Copy, Debug)]
+pub struct Carrier {
+    /// The sending process.
+    pub node: usize,
+    pub incarnation: u32,
+    pub session: Session,
+    /// A sync block, or the question whether it differs, rather than a replicated write.
+    pub sync: bool,
+}
+
 /// What an operation in flight on a disk is for.
 pub enum Target {
     Read {
@@ -262,6 +273,8 @@ pub struct Node {
     pub left_alone: bool,
     /// Requests that the kernel keeps for the next data plane.
     pub orphans: Vec<Request>,
+    /// Generations, by volume, that a promotion by force was storing when its process ended.
+    pub forced: BTreeMap<usize, Generation>,
     clock_offset: u64,
     clock_ppm: i64,
 }
@@ -281,6 +294,7 @@ impl Node {
             recover_role: false,
             left_alone: false,
             orphans: Vec::new(),
+            forced: BTreeMap::new(),
             clock_offset,
             clock_ppm,
         }

@@ -76,6 +76,7 @@ impl World {
         }
         if purpose == Some(Purpose::Primary) && refused {
             self.nodes[node].recover_role = false;
+            self.nodes[node].forced.clear();
             self.abandon(node);
             if let Some(process) = &mut self.nodes[node].process {
                 process.forcing = false;
@@ -287,10 +288,10 @@ impl World {
         } else {
             0
         };
-        let fresh = (0..2).all(|n| {
-            (0..self.plan.volumes)
-                .all(|v| self.nodes[n].generation(v).is_some_and(|g| g.is_fresh()))
-        });
+        // A volume that never held data needs force once; the first one may have been cut short
+        // between two volumes.
+        let fresh = (0..self.plan.volumes)
+            .any(|v| (0..2).all(|n| self.nodes[n].generation(v).is_some_and(|g| g.is_fresh())));
         let connected = self.connection(node) == Some(ConnectionState::Connected);
         if connected {
             self.promote(node, fresh);

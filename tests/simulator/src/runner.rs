@@ -52,20 +52,13 @@ fn run_seed(job: &Job, seed: u64) -> Report {
     }
 }
 
-/// With a planted defect only the check that is meant to find it counts.
-fn relevant(job: &Job, violations: Vec<Violation>) -> Vec<Violation> {
-    match job.options.sabotage {
-        None => violations,
-        Some(defect) => {
-            let plant = sabotage::plant(defect);
-            // A check guards several rules; here it is known which one was broken.
-            violations
-                .into_iter()
-                .filter(|v| v.check == plant.check)
-                .map(|v| Violation::new(plant.rule, v.check, v.text))
-                .collect()
-        }
+/// With a planted defect only the check that is meant to find it counts, and only when it names
+/// the rule that the defect breaks.
+fn relevant(job: &Job, mut violations: Vec<Violation>) -> Vec<Violation> {
+    if let Some(defect) = job.options.sabotage {
+        violations.retain(|v| sabotage::is_meant(defect, v));
     }
+    violations
 }
 
 /// Runs the job, prints, and returns the number of violations.

@@ -3,7 +3,7 @@
 
 use lockstep::engine::{Protocol, Sabotage};
 
-use crate::oracle::Check;
+use crate::oracle::{Check, Violation};
 
 /// What there is to know about one defect.
 pub struct Plant {
@@ -48,9 +48,10 @@ pub fn plant(defect: Sabotage) -> Plant {
     }
 }
 
-/// The check that must object.
-pub fn meant_check(defect: Sabotage) -> Check {
-    plant(defect).check
+/// Whether a violation is the one that the defect must be found by.
+pub fn is_meant(defect: Sabotage, violation: &Violation) -> bool {
+    let plant = plant(defect);
+    (violation.rule, violation.check) == (plant.rule, plant.check)
 }
 
 /// The defect of a name.

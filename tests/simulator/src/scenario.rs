@@ -251,11 +251,7 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "silent",
         story: "disks lose or misplace data writes without a word; the last comparison finds it",
-        weights: Weights {
-            silent: 6,
-            slow_disk: 1,
-            ..NONE
-        },
+        weights: Weights { silent: 6, ..NONE },
     },
 ];
 

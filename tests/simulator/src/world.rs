@@ -14,12 +14,13 @@ use lockstep::engine::{
 };
 
 use crate::atlas::Atlas;
+use crate::checks::BIT_SECTORS;
 use crate::client::Client;
 use crate::coverage::{Coverage, row};
 use crate::disk::{DiskFault, DiskOp, DiskResult, EIO, OpId, Pages, SECTOR, ZERO, hash};
 use crate::meta;
 use crate::network::{Delivery, Frame, Network};
-use crate::node::{MetaWork, Node, Origin, Purpose, Received, Request, Target, Wish};
+use crate::node::{Carrier, MetaWork, Node, Origin, Purpose, Received, Request, Target, Wish};
 use crate::oracle::{Check, Oracle, Outcome, Violation};
 use crate::rng::Rng;
 use crate::scenario::{Options, Plan};
@@ -113,6 +114,8 @@ pub struct World {
     pub requests_left: u32,
     /// Generation of each volume at the last completed write.
     pub truth: Vec<Option<Generation>>,
+    /// By volume and block.
+    pub carried: Vec<Vec<Option<Carrier>>>,
     pub trace: String,
     pub dialing: bool,
     actions: Vec<Action>,
@@ -149,6 +152,7 @@ impl World {
             voter: Voter::new(plan.volumes),
             atlas: Atlas::new(rng.fork()),
             truth: vec![None; plan.volumes],
+            carried: vec![vec![None; plan.sectors.div_ceil(BIT_SECTORS) as usize]; plan.volumes],
             requests_left: plan.requests,
             options: options.clone(),
             schedule: Schedule::new(),
@@ -206,8 +210,8 @@ impl World {
         match self.options.sabotage {
             None => !self.oracle.violations.is_empty(),
             Some(defect) => {
-                let meant = crate::sabotage::meant_check(defect);
-                self.oracle.violations.iter().any(|v| v.check == meant)
+                let meant = |v| crate::sabotage::is_meant(defect, v);
+                self.oracle.violations.iter().any(meant)
             }
         }
     }
@@ -695,6 +699,9 @@ impl World {
     // ---- metadata ----
 
     fn meta(&mut self, node: usize, volume: usize, io: lockstep::engine::IoId, op: MetaOp) {
+        if let MetaOp::Superblock(superblock) = &op {
+            self.check_superblock(node, volume, superblock);
+        }
         let Some(process) = &mut self.nodes[node].process else {
             return;
         };
@@ -830,6 +837,7 @@ impl World {
             self.check_session(node, link);
         }
         self.learn_session(node, link, envelope.session);
+        self.note_carrier(node, &envelope);
         let frame = Frame::Message(Box::new(envelope), payload);
         self.put(link, node, frame);
     }
@@ -1024,6 +1032,7 @@ impl World {
             return;
         };
         process.forced = std::mem::take(&mut process.forcing);
+        self.nodes[node].forced.clear();
         self.wake_clients(node);
         self.abandon(1 - node);
         self.reissue(node);
