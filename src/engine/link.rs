@@ -405,9 +405,9 @@ impl Engine {
             agreed_size: v.superblock.agreed_size,
             logical_block: v.logical_block,
             disk: v.disk,
-            current: v.superblock.current,
+            current: v.data_generation(),
             base: peer.base,
-            history: v.superblock.history.clone(),
+            history: v.ancestry(),
             dirty_bits: v.bitmap.count(),
             crashed_primary: v.crashed && self.role == Role::Secondary,
             want_full: peer.want_full,
@@ -599,6 +599,15 @@ impl Engine {
                 check_sizes(m, t)?;
                 match decide(&Side::new(mine, m), &Side::new(theirs, t)) {
                     Verdict::Refuse(misfit) => Err(misfit_refusal(misfit, m, t)),
+                    // Only with the data that it has left there may a primary be a target.
+                    verdict @ Verdict::Target(_) if mine.role == Role::Primary => {
+                        let index = self.index(m.volume);
+                        if index.is_some_and(|index| self.data_is_at(index, t)) {
+                            return Ok(verdict);
+                        }
+                        let volume = m.volume;
+                        Err(Refusal::PrimaryIsOlder { volume })
+                    }
                     verdict => Ok(verdict),
                 }
             })
@@ -900,10 +909,10 @@ impl Engine {
             let v = &mut self.volumes[index];
             let peer = &theirs.volumes[index];
             v.compared =
-                peer.disk >= DiskState::Inconsistent || peer.current == v.superblock.current;
+                peer.disk >= DiskState::Inconsistent || peer.current == v.data_generation();
             if v.own_disk == OwnDisk::Asked(peer.current) {
                 // Its answer was lost with the last link.
-                v.own_disk = OwnDisk::Left;
+                v.own_disk = OwnDisk::Left(peer.current);
             }
             self.start_volume(index, verdict, peer.disk);
         }
@@ -956,7 +965,14 @@ impl Engine {
                     },
                 );
             }
-            return self.set_peer_disk(index, peer_disk);
+            self.set_peer_disk(index, peer_disk);
+            let v = &self.volumes[index];
+            let alone = self.role == Role::Primary && !v.has_disk();
+            if alone && v.own_disk == OwnDisk::Current && peer_disk == DiskState::UpToDate {
+                // The disk was lost while the peer was away.
+                self.leave_own_disk(index);
+            }
+            return;
         }
         let v = &mut self.volumes[index];
         // The finish of an earlier sync may have been missed by either side.
@@ -1059,6 +1075,8 @@ impl Engine {
         [
             self.change_deadline(),
             self.note_deadline(),
+            self.retake_deadline(),
+            self.closing_deadline(),
             ping,
             silence.flatten(),
             self.handshake_deadline(),

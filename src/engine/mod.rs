@@ -23,6 +23,7 @@ mod reason;
 mod replica;
 mod requests;
 mod resource;
+mod retake;
 mod roles;
 #[cfg(feature = "sabotage")]
 mod sabotage;

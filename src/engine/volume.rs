@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 use super::activity_log::ActivityLog;
 use super::bitmap::Bitmap;
-use super::ids::{Generation, NodeId, VolumeId};
+use super::ids::{CommandId, Generation, NodeId, Time, VolumeId};
 use super::persist::{PeerRecord, Superblock};
 use super::status::{DiskState, ReplicationState};
 use super::sync::Sync;
@@ -71,8 +71,27 @@ pub(super) enum OwnDisk {
     Current,
     /// The peer was asked to store this generation.
     Asked(Generation),
-    /// The peer has stored it.
-    Left,
+    /// The peer has stored it: the data is there, until a sync has brought it back.
+    Left(Generation),
+}
+
+/// An orderly detach: the disk takes no part any more, its metadata is brought to an end.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Closing {
+    pub(super) command: CommandId,
+    /// A disk that does not answer is closed as it is.
+    pub(super) deadline: Time,
+    pub(super) step: ClosingStep,
+}
+
+/// What an orderly detach waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ClosingStep {
+    /// Operations under way, and the record that the peer's copy alone counts.
+    Draining,
+    Flushing,
+    /// This version of the superblock, and every page of the bitmap.
+    Storing(u64),
 }
 
 /// Counters for `status`, bytes.
@@ -122,6 +141,7 @@ pub(super) struct Volume {
     /// peer lacks completes.
     pub(super) peer_current: bool,
     pub(super) own_disk: OwnDisk,
+    pub(super) closing: Option<Closing>,
     /// In this session the generation of this disk was compared with the peer's.
     pub(super) compared: bool,
     pub(super) sync: Option<Sync>,
@@ -157,6 +177,7 @@ impl Volume {
             mint: None,
             peer_current: false,
             own_disk: OwnDisk::Current,
+            closing: None,
             compared: false,
             sync: None,
             counters: Counters::default(),
@@ -166,6 +187,27 @@ impl Volume {
     /// Whether a disk is attached and working.
     pub(super) fn has_disk(&self) -> bool {
         self.disk >= DiskState::Inconsistent
+    }
+
+    /// Whether metadata can be written: also to a disk that is being closed in order.
+    pub(super) fn has_metadata(&self) -> bool {
+        self.has_disk() || self.closing.is_some()
+    }
+
+    /// Whether the primary's writes go to its own disk: it counts, or is on its way to it.
+    pub(super) fn takes_writes(&self) -> bool {
+        self.disk == DiskState::UpToDate
+            || (self.has_disk() && self.replication == ReplicationState::SyncTarget)
+    }
+
+    /// The generation of the data that this node works with: of its own disk, or of the peer's.
+    pub(super) fn data_generation(&self) -> Generation {
+        match self.own_disk {
+            OwnDisk::Asked(generation) | OwnDisk::Left(generation) if !self.has_disk() => {
+                generation
+            }
+            _ => self.superblock.current,
+        }
     }
 
     /// The peer's record in the superblock.
@@ -192,7 +234,7 @@ impl Volume {
 
     /// Whether version `version` of the superblock is on disk. Without a disk nothing is awaited.
     pub(super) fn stored(&self, version: u64) -> bool {
-        self.durable >= version || !self.has_disk()
+        self.durable >= version || !self.has_metadata()
     }
 
     /// Whether everything in the superblock is on disk.
@@ -202,7 +244,7 @@ impl Volume {
 
     /// Version that a write of the superblock would store now, when there is something to store.
     pub(super) fn unstored(&self) -> Option<u64> {
-        (self.version > self.durable && self.writing.is_none() && self.has_disk())
+        (self.version > self.durable && self.writing.is_none() && self.has_metadata())
             .then_some(self.version)
     }
 
@@ -230,6 +272,18 @@ impl Volume {
             self.remember(old);
         }
         self.change(|superblock| superblock.current = generation)
+    }
+
+    /// The ancestry of that data, newest first.
+    pub(super) fn ancestry(&self) -> Vec<Generation> {
+        let own = self.superblock.current;
+        let left = self.data_generation() != own && !self.superblock.history.contains(&own);
+        let history = self.superblock.history.iter().copied();
+        left.then_some(own)
+            .into_iter()
+            .chain(history)
+            .take(HISTORY)
+            .collect()
     }
 
     /// Adds a generation to the ancestry.
