@@ -6,10 +6,23 @@
 //! that nothing of it is in the ring or at the engine any more.
 //!
 //! A ublk device is added and started by a helper thread, because these calls wait, also for this
-//! very thread ([`super::device`]). Until the agent has made the device's queue settings, changing
-//! requests are held here, so that both copies get the same bytes.
+//! very thread ([`super::device`]). Until the agent has made the device's queue settings no
+//! changing request passes, so that both copies get the same bytes. What can arrive before is a
+//! write of somebody who opened the node between START_DEV and the answer to `primary` (before
+//! START_DEV there is no node, udev only reads), or after a recovery what the predecessor left.
+//! Making a setting freezes the queue: the kernel lets nothing new in and waits for what is in.
+//! So the order is:
+//!
+//! 1. The node appears: changing requests are *held*; reads and flushes go on.
+//! 2. The agent finds the settings in force, as after a recovery: what is held goes on.
+//! 3. Otherwise it announces the freeze: what is held fails, and so does what still comes. The
+//!    freeze then waits only for reads and flushes, which wait for nobody, so it ends; and with it
+//!    the settings, after which everything goes on. How many writes failed is in the device's
+//!    `reason`.
+//! 4. An agent that does neither is waited for for [`HOLD_LIMIT`]; then what is held fails.
 
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use lockstep_transport::ring::RingFull;
 
@@ -24,6 +37,12 @@ use crate::target::nbd::{Export, NbdOptions, NbdServer, NbdSetupError};
 use crate::target::ublk::UblkQueue;
 use crate::target::{Target, TargetEvent};
 
+/// How long a changing request waits for the agent.
+const HOLD_LIMIT: Duration = Duration::from_secs(30);
+
+/// What a request gets that came too early.
+const TOO_EARLY: IoFailure = IoFailure::Disk(5);
+
 /// Bits of a request's number that are the tag.
 const TAG_BITS: u32 = 16;
 
@@ -36,6 +55,17 @@ enum Mode {
     Refusing,
     /// Hands requests to the engine; size in bytes.
     Serving { size: u64 },
+}
+
+/// What becomes of changing requests: see the module's text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Gate {
+    /// The oldest that is held came then.
+    Holding {
+        since: Option<Time>,
+    },
+    Failing,
+    Open,
 }
 
 /// A request at the engine.
@@ -62,11 +92,13 @@ struct Front {
     attempt: u64,
     /// The block device exists.
     started: bool,
-    /// The agent has made the queue settings.
-    confirmed: bool,
+    gate: Gate,
     /// It has failed, or was stopped from outside: not opened again by itself.
     gone: bool,
     failure: Option<String>,
+    /// Tags to be failed, and how many have been.
+    turned_away: Vec<u32>,
+    early: u64,
     held: Vec<(u32, Op)>,
     running: Vec<Running>,
 }
@@ -116,6 +148,7 @@ impl Fronts {
         self.want = want;
         for front in &mut self.fronts {
             front.gone = false;
+            front.early = 0;
             front.failure = None;
         }
     }
@@ -143,8 +176,33 @@ impl Fronts {
 
     /// The agent has made the queue settings of a volume's device.
     pub fn confirm(&mut self, index: usize, now: Time, events: &mut Vec<Event>) {
+    /// The agent is about to make the queue settings, which waits for every open request.
+    pub fn expect_freeze(&mut self, index: usize) {
         if let Some(front) = self.fronts.get_mut(index) {
-            front.confirmed = true;
+            front.gate = Gate::Failing;
+            front.turn_held_away();
+        }
+    }
+
+    /// When `settle` has something to do without news.
+    pub fn next_deadline(&self) -> Option<Time> {
+        let limits = self.fronts.iter().filter_map(Front::held_until);
+        limits.min()
+    }
+
+    /// What the administrator may want to know about the volume with this index.
+    pub fn note(&self, index: usize) -> Option<String> {
+        let early = self.fronts.get(index)?.early;
+        (early > 0).then(|| {
+            format!(
+                "{early} writes came before the device was ready and have failed: use it after \
+                 `primary` has succeeded"
+            )
+        })
+    }
+
+        if let Some(front) = self.fronts.get_mut(index) {
+            front.gate = Gate::Open;
             for (tag, op) in std::mem::take(&mut front.held) {
                 front.hand_on(tag, op, now, events);
             }
@@ -274,6 +332,7 @@ impl Fronts {
     }
 
     fn current(&mut self, index: usize, attempt: u64) -> Option<&mut Front> {
+            front.turn_away(ring, now);
         let front = self.fronts.get_mut(index)?;
         (front.attempt == attempt).then_some(front)
     }
@@ -313,8 +372,10 @@ impl Front {
             unstarted: false,
             opening: false,
             attempt: 0,
+            turned_away: Vec::new(),
+            early: 0,
             started: false,
-            confirmed: false,
+            gate: Gate::Open,
             gone: false,
             failure: None,
             held: Vec::new(),
@@ -344,7 +405,7 @@ impl Front {
     }
 
     fn complete_and_serving(&self) -> bool {
-        let ready = !self.is_device() || (self.started && self.confirmed);
+        let ready = !self.is_device() || (self.started && self.gate == Gate::Open);
         matches!(self.mode, Mode::Serving { .. }) && ready && !self.stopping
     }
 
@@ -367,7 +428,7 @@ impl Front {
         };
         self.opening = true;
         self.started = false;
-        self.confirmed = false;
+        self.gate = Gate::Holding { since: None };
         let wanted = device::Wanted {
             index: self.index,
             attempt: self.attempt,
@@ -383,7 +444,7 @@ impl Front {
         match self.nbd(goal, refusal) {
             Ok(server) => {
                 self.mode = goal;
-                self.confirmed = true;
+                self.gate = Gate::Open;
                 self.run(ring, Box::new(server));
             }
             Err(error) => self.fail(error.to_string()),
@@ -450,13 +511,17 @@ impl Front {
     ) {
         for event in news.drain(..) {
             match event {
-                TargetEvent::Request { tag, op } => {
-                    if self.confirmed || matches!(op, Op::Read { .. } | Op::Flush) {
+                TargetEvent::Request { tag, op } => match &mut self.gate {
+                    _ if matches!(op, Op::Read { .. } | Op::Flush) => {
                         self.hand_on(tag, op, now, events);
-                    } else {
+                    }
+                    Gate::Open => self.hand_on(tag, op, now, events),
+                    Gate::Failing => self.turned_away.push(tag),
+                    Gate::Holding { since } => {
+                        since.get_or_insert(now);
                         self.held.push((tag, op));
                     }
-                }
+                },
                 TargetEvent::Stopped => {
                     // Stopped without our asking: by the agent, before it demotes.
                     self.gone = !self.stopping;
@@ -465,6 +530,7 @@ impl Front {
                     self.mode = Mode::Nothing;
                     self.held.clear();
                     if let FrontEnd::Ublk { minor } = self.config.front {
+                    self.turned_away.clear();
                         let volume = self.config.volume;
                         notices.push(ServeNotice::DeviceStopped { volume, minor });
                     }
@@ -474,6 +540,33 @@ impl Front {
     }
 
     fn hand_on(&mut self, tag: u32, op: Op, now: Time, events: &mut Vec<Event>) {
+    fn turn_held_away(&mut self) {
+        let held = self.held.drain(..).map(|(tag, _)| tag);
+        self.turned_away.extend(held);
+    }
+
+    fn held_until(&self) -> Option<Time> {
+        match self.gate {
+            Gate::Holding { since } => since.map(|since| since.after(HOLD_LIMIT)),
+            Gate::Failing | Gate::Open => None,
+        }
+    }
+
+    /// Fails what came too early or was held too long.
+    fn turn_away(&mut self, ring: &mut Ring, now: Time) {
+        if self.held_until().is_some_and(|until| until <= now) {
+            self.gate = Gate::Holding { since: None };
+            self.turn_held_away();
+        }
+        let owner = self.owner();
+        if let Some(target) = &mut self.target {
+            for tag in self.turned_away.drain(..) {
+                self.early += 1;
+                target.complete(&mut ring.port(owner), tag, Err(TOO_EARLY));
+            }
+        }
+    }
+
         let measure = match op {
             Op::Read { .. } => Some(Measure::Read),
             Op::Write { .. } => Some(Measure::Write),
@@ -495,6 +588,8 @@ impl Front {
 
 #[cfg(test)]
 mod tests {
+    use lockstep_transport::ring::Submitter;
+
     use super::*;
 
     #[test]
@@ -502,5 +597,133 @@ mod tests {
         for (index, tag) in [(0, 0), (63, 127), (1, 65_535)] {
             assert_eq!(parts(number(index, tag)), (index, tag));
         }
+    }
+
+    /// A target that only notes what it is told.
+    #[derive(Default)]
+    struct Fake {
+        completed: std::rc::Rc<std::cell::RefCell<Vec<(u32, Result<(), IoFailure>)>>>,
+        buffer: [u8; 8],
+    }
+
+    impl Target for Fake {
+        fn depth(&self) -> u32 {
+            8
+        }
+
+        fn start(&mut self, _: &mut dyn Submitter) -> Result<(), RingFull> {
+            Ok(())
+        }
+
+        fn on_completion(
+            &mut self,
+            _: &mut dyn Submitter,
+            _: u32,
+            _: i32,
+            _: u32,
+            _: &mut Vec<TargetEvent>,
+        ) {
+        }
+
+        fn buffer(&mut self, _: u32) -> &mut [u8] {
+            &mut self.buffer
+        }
+
+        fn complete(&mut self, _: &mut dyn Submitter, tag: u32, result: Result<(), IoFailure>) {
+            self.completed.borrow_mut().push((tag, result));
+        }
+
+        fn stop(&mut self, _: &mut dyn Submitter, events: &mut Vec<TargetEvent>) {
+            events.push(TargetEvent::Stopped);
+        }
+    }
+
+    const SECOND: u64 = 1_000_000_000;
+
+    /// A block device that has just appeared, with one request of each sort that arrived.
+    fn young(ring: &mut Ring) -> (Fronts, Vec<Event>, Fake) {
+        let config = crate::reactor::status::tests::config();
+        let mut fronts = Fronts::new(&config, vec![None]);
+        let fake = Fake::default();
+        let shown = Fake {
+            completed: std::rc::Rc::clone(&fake.completed),
+            ..Fake::default()
+        };
+        let front = &mut fronts.fronts[0];
+        front.mode = Mode::Serving { size: 4096 };
+        front.started = true;
+        front.gate = Gate::Holding { since: None };
+        front.run(ring, Box::new(fake));
+        let mut events = Vec::new();
+        arrive(&mut fronts, 0, &mut events);
+        (fronts, events, shown)
+    }
+
+    fn arrive(fronts: &mut Fronts, now: u64, events: &mut Vec<Event>) {
+        let span = crate::engine::Span::new(0, 512);
+        let ops = [
+            Op::Read { span },
+            Op::Flush,
+            Op::Write { span, fua: false },
+            Op::Discard { span },
+        ];
+        let mut news: Vec<_> = ops
+            .into_iter()
+            .zip(0..)
+            .map(|(op, tag)| TargetEvent::Request { tag, op })
+            .collect();
+        let mut notices = Vec::new();
+        fronts.fronts[0].take(&mut news, Time(now), events, &mut notices);
+    }
+
+    #[test]
+    fn a_young_device_holds_changes_until_its_settings_are_confirmed() {
+        let mut ring = Ring::new(&crate::reactor::ring::waker().unwrap()).unwrap();
+        let (mut fronts, mut events, fake) = young(&mut ring);
+        assert_eq!(events.len(), 2, "reads and flushes go on");
+        assert!(!fronts.serving(0) && fronts.next_deadline().is_some());
+        // In force already, as after a recovery: nothing fails.
+        fronts.confirm(0, Time(1), &mut events);
+        assert_eq!(events.len(), 4);
+        assert!(fronts.serving(0) && fronts.note(0).is_none() && fronts.next_deadline().is_none());
+        assert!(fake.completed.borrow().is_empty());
+    }
+
+    #[test]
+    fn nothing_that_a_freeze_would_wait_for_is_kept() {
+        let mut ring = Ring::new(&crate::reactor::ring::waker().unwrap()).unwrap();
+        let (mut fronts, mut events, fake) = young(&mut ring);
+        fronts.expect_freeze(0);
+        // What slips in between the announcement and the freeze.
+        arrive(&mut fronts, 1, &mut events);
+        let orders = crate::reactor::orders::orders(crate::reactor::ring::waker().unwrap()).0;
+        fronts.want = true;
+        fronts.fronts[0].size = 4096;
+        fronts.settle(&mut ring, &orders, Time(2), &mut events);
+        let failed = Err(TOO_EARLY);
+        assert_eq!(
+            *fake.completed.borrow(),
+            [(2, failed), (3, failed), (2, failed), (3, failed)]
+        );
+        assert_eq!(events.len(), 4, "reads and flushes of both rounds");
+        assert!(fronts.note(0).unwrap().starts_with("4 writes"));
+        fronts.confirm(0, Time(3), &mut events);
+        arrive(&mut fronts, 4, &mut events);
+        assert_eq!(events.len(), 8, "everything passes");
+    }
+
+    #[test]
+    fn an_agent_that_never_comes_is_not_waited_for_for_ever() {
+        let mut ring = Ring::new(&crate::reactor::ring::waker().unwrap()).unwrap();
+        let (mut fronts, mut events, fake) = young(&mut ring);
+        let orders = crate::reactor::orders::orders(crate::reactor::ring::waker().unwrap()).0;
+        fronts.want = true;
+        fronts.fronts[0].size = 4096;
+        fronts.settle(&mut ring, &orders, Time(29 * SECOND), &mut events);
+        assert!(fake.completed.borrow().is_empty());
+        let due = fronts.next_deadline().unwrap();
+        fronts.settle(&mut ring, &orders, due, &mut events);
+        assert_eq!(fake.completed.borrow().len(), 2);
+        assert_eq!(fronts.next_deadline(), None);
     }
 }

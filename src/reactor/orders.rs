@@ -47,7 +47,12 @@ pub enum Order {
     Status {
         reply: oneshot::Sender<Snapshot>,
     },
-    /// The agent has made the queue settings of a volume's device.
+    /// The agent is about to make the queue settings of a volume's device.
+    QueueFreezes {
+        volume: VolumeId,
+        reply: Reply,
+    },
+    /// It has made them.
     QueueConfirmed {
         volume: VolumeId,
         reply: Reply,

@@ -213,7 +213,8 @@ impl Reactor {
         }
         let engine = self.engine.next_deadline();
         let tails = self.tails.iter().map(|tail| tail.deadline).min();
-        let next = engine.into_iter().chain(tails).min()?;
+        let fronts = self.fronts.next_deadline();
+        let next = engine.into_iter().chain(tails).chain(fronts).min()?;
         Some(next.since(clock()))
     }
 
@@ -330,6 +331,13 @@ impl Reactor {
                 let _ = reply.send(self.snapshot());
             }
             Order::QueueConfirmed { volume, reply } => {
+            Order::QueueFreezes { volume, reply } => {
+                if let Some(index) = self.index(volume) {
+                    self.fronts.expect_freeze(index);
+                }
+                // The asker may have left.
+                let _ = reply.send(Ok(Value::Null));
+            }
                 if let Some(index) = self.index(volume) {
                     self.fronts.confirm(index, self.now, &mut self.fresh);
                     self.gather();
@@ -671,6 +679,7 @@ impl Reactor {
             serving: self.fronts.serving(index),
             front_failure: self.fronts.failure(index).map(str::to_owned),
             disk_failure: self.disk_failures[index],
+            front_note: self.fronts.note(index),
             sync_seconds: self.sync_since[index]
                 .map_or(0.0, |since| self.now.since(since).as_secs_f64()),
         };
