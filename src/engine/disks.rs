@@ -55,10 +55,20 @@ impl Engine {
         self.term = self.term.max(self.volumes[index].superblock.term);
         let node = self.config.node;
         let version = self.volumes[index].change(|superblock| superblock.node = node);
-        let bytes = self.volumes[index].size;
-        self.out.push(Action::Size { volume: id, bytes });
+        self.tell_shape(index);
         self.attaching.push((command, index, version));
         self.progress = true;
+    }
+
+    /// Tells front ends what has changed for them.
+    pub(super) fn tell_shape(&mut self, index: usize) {
+        let v = &mut self.volumes[index];
+        let shape = v.shape();
+        if v.told != Some(shape) {
+            v.told = Some(shape);
+            let volume = v.id;
+            self.out.push(Action::Shape { volume, shape });
+        }
     }
 
     pub(super) fn load(&mut self, index: usize, image: VolumeImage) {
@@ -76,6 +86,7 @@ impl Engine {
             image.capacity
         };
         v.logical_block = image.logical_block;
+        v.discard = image.discard;
         v.volatile = image.volatile_cache;
         v.bitmap = Bitmap::new(v.size, image.bitmap);
         v.crashed = v.superblock.primary;

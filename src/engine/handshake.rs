@@ -296,6 +296,7 @@ mod tests {
             capacity: 1 << 20,
             agreed_size: 0,
             logical_block: 512,
+            discard: true,
             disk,
             current: Generation(current),
             base: Generation(base),

@@ -26,7 +26,7 @@ use super::reason::{LinkLoss, Refusal};
 use super::resource::{Engine, broken};
 use super::status::{ConnectionState, DiskState, ReplicationState, Role};
 use super::sync::Sync;
-use super::volume::{Mint, OwnDisk};
+use super::volume::{DiskTraits, Mint, OwnDisk};
 
 /// Silence after which a ping is sent while an answer is owed.
 const OWED_SILENCE: Duration = Duration::from_secs(1);
@@ -403,7 +403,11 @@ impl Engine {
             volume: v.id,
             capacity: if v.has_disk() { v.capacity } else { 0 },
             agreed_size: v.superblock.agreed_size,
-            logical_block: v.logical_block,
+            logical_block: match self.role {
+                Role::Primary => v.live_block,
+                _ => v.logical_block,
+            },
+            discard: v.discard,
             disk: v.disk,
             current: v.data_generation(),
             base: peer.base,
@@ -597,6 +601,7 @@ impl Engine {
             .zip(&theirs.volumes)
             .map(|(m, t)| {
                 check_sizes(m, t)?;
+                check_blocks(mine, theirs, m, t)?;
                 match decide(&Side::new(mine, m), &Side::new(theirs, t)) {
                     Verdict::Refuse(misfit) => Err(misfit_refusal(misfit, m, t)),
                     // Only with the data that it has left there may a primary be a target.
@@ -726,10 +731,17 @@ impl Engine {
         let agreed = theirs.map_or(v.size, |t| {
             agreed_size(v.superblock.agreed_size, v.capacity, t)
         });
-        if agreed != v.size && agreed > 0 {
+        if agreed > 0 {
             v.size = agreed;
-            let (volume, bytes) = (v.id, agreed);
-            self.out.push(Action::Size { volume, bytes });
+        }
+        if let Some(theirs) = theirs.filter(|t| t.capacity > 0) {
+            v.peer_disk_traits = Some(DiskTraits {
+                logical_block: theirs.logical_block,
+                discard: theirs.discard,
+            });
+        }
+        if v.size > 0 {
+            self.tell_shape(index);
         }
         let v = &mut self.volumes[index];
         v.change(|superblock| {
@@ -1165,6 +1177,23 @@ fn check_sizes(mine: &VolumeState, theirs: &VolumeState) -> Result<(), Refusal> 
             need: agreed,
             have: mine.capacity,
         });
+    }
+    Ok(())
+}
+
+/// A device in use keeps its block size: a disk with larger blocks cannot follow it.
+fn check_blocks(
+    mine: &NodeState,
+    theirs: &NodeState,
+    my_volume: &VolumeState,
+    their_volume: &VolumeState,
+) -> Result<(), Refusal> {
+    let unfit = |node: &NodeState, device: &VolumeState, disk: &VolumeState| {
+        node.role == Role::Primary && disk.capacity > 0 && disk.logical_block > device.logical_block
+    };
+    if unfit(mine, my_volume, their_volume) || unfit(theirs, their_volume, my_volume) {
+        let volume = my_volume.volume;
+        return Err(Refusal::BlockSizeMismatch { volume });
     }
     Ok(())
 }

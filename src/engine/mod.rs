@@ -32,7 +32,7 @@ mod sync;
 mod transfer;
 mod volume;
 
-pub use action::{Action, Notice};
+pub use action::{Action, Notice, Shape};
 pub use config::{Config, Protocol, Timeouts, VoteMode};
 pub use event::{Command, Event, Ground, IoOutcome, Op, Request};
 pub use ids::{

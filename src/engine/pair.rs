@@ -14,6 +14,7 @@ struct Node {
     superblock: Option<Superblock>,
     bitmap: Vec<u64>,
     closed: bool,
+    shape: Option<Shape>,
     results: Vec<(CommandId, Result<(), Refusal>)>,
     completed: Vec<(RequestId, Result<(), IoFailure>)>,
     want_link: bool,
@@ -42,6 +43,7 @@ fn image() -> Box<VolumeImage> {
         capacity: SIZE,
         logical_block: 512,
         volatile_cache: true,
+        discard: true,
         log: Vec::new(),
         bitmap: Vec::new(),
         in_flight: None,
@@ -101,6 +103,7 @@ impl Pair {
             superblock: None,
             bitmap: Vec::new(),
             closed: false,
+            shape: None,
             results: Vec::new(),
             completed: Vec::new(),
             want_link: false,
@@ -329,8 +332,8 @@ impl Pair {
             Action::Serve { serve, .. } => n.serving = serve,
             Action::Publish(notice) => n.notices.push(notice),
             Action::DiskClosed { .. } => n.closed = true,
+            Action::Shape { shape, .. } => n.shape = Some(shape),
             Action::Release { .. }
-            | Action::Size { .. }
             | Action::RecordAtVoter { .. }
             | Action::Track { .. }
             | Action::Untrack { .. }
@@ -803,4 +806,84 @@ fn a_disk_that_does_not_answer_its_primary_is_left_again() {
     assert_eq!(pair.states()[0], "Primary Diskless UpToDate Established");
     let refused = Err(Refusal::Metadata { errno: 110 });
     assert!(pair.nodes[0].results.contains(&(id, refused)));
+}
+
+/// A disk with other traits than the usual one.
+fn disk_with(logical_block: u32, discard: bool) -> Box<VolumeImage> {
+    Box::new(VolumeImage {
+        logical_block,
+        discard,
+        ..*image()
+    })
+}
+
+#[test]
+fn front_ends_offer_what_both_disks_can_do() {
+    for (mine, theirs, block, discard) in [
+        ((512, true), (512, true), 512, true),
+        ((512, true), (4096, true), 4096, true),
+        ((4096, true), (512, false), 4096, false),
+        ((512, false), (512, true), 512, false),
+    ] {
+        let mut pair = Pair::new(Protocol::C);
+        assert_eq!(pair.attach(0, disk_with(mine.0, mine.1)), Ok(()));
+        assert_eq!(pair.attach(1, disk_with(theirs.0, theirs.1)), Ok(()));
+        for node in 0..2 {
+            let connect = Command::Connect {
+                discard_my_data: false,
+            };
+            assert_eq!(pair.command(node, connect), Ok(()));
+        }
+        let force = Command::Primary {
+            force: true,
+            ground: Ground::Operator,
+        };
+        assert_eq!(pair.command(0, force), Ok(()));
+        for node in &pair.nodes {
+            let expected = Shape {
+                bytes: SIZE,
+                logical_block: block,
+                discard,
+            };
+            assert_eq!(node.shape, Some(expected), "{mine:?} {theirs:?}");
+        }
+        assert_eq!(pair.states()[0], "Primary UpToDate UpToDate Established");
+    }
+}
+
+#[test]
+fn a_peer_with_larger_blocks_than_the_device_in_use_is_refused() {
+    let mut pair = Pair::new(Protocol::C);
+    assert_eq!(pair.attach(0, disk_with(512, true)), Ok(()));
+    let force = Command::Primary {
+        force: true,
+        ground: Ground::Operator,
+    };
+    assert_eq!(pair.command(0, force), Ok(()));
+    assert_eq!(pair.attach(1, disk_with(4096, true)), Ok(()));
+    let connect = || Command::Connect {
+        discard_my_data: false,
+    };
+    for node in 0..2 {
+        assert_eq!(pair.command(node, connect()), Ok(()));
+    }
+    let mismatch = Some(Refusal::BlockSizeMismatch {
+        volume: VolumeId(0),
+    });
+    for node in &pair.nodes {
+        assert_eq!(node.engine.status().connection.reason, mismatch);
+    }
+    // As the message says: made anew, the device has the larger blocks.
+    assert_eq!(pair.command(0, Command::Secondary), Ok(()));
+    for node in 0..2 {
+        assert_eq!(pair.command(node, connect()), Ok(()));
+    }
+    pair.run();
+    let unforced = Command::Primary {
+        force: false,
+        ground: Ground::Operator,
+    };
+    assert_eq!(pair.command(0, unforced), Ok(()));
+    assert_eq!(pair.states()[0], "Primary UpToDate UpToDate Established");
+    assert_eq!(pair.nodes[0].shape.map(|s| s.logical_block), Some(4096));
 }

@@ -103,6 +103,9 @@ impl Engine {
                 theirs,
             });
         }
+        if image.logical_block > v.live_block {
+            return Some(Refusal::BlockSizeMismatch { volume });
+        }
         let have = match image.superblock.agreed_size {
             0 => image.capacity,
             agreed => agreed.min(image.capacity),

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
+use super::action::Shape;
 use super::activity_log::ActivityLog;
 use super::bitmap::Bitmap;
 use super::ids::{CommandId, Generation, NodeId, Time, VolumeId};
@@ -94,6 +95,13 @@ pub(super) enum ClosingStep {
     Storing(u64),
 }
 
+/// What front ends must know of a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct DiskTraits {
+    pub(super) logical_block: u32,
+    pub(super) discard: bool,
+}
+
 /// Counters for `status`, bytes.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Counters {
@@ -116,6 +124,13 @@ pub(super) struct Volume {
     pub(super) capacity: u64,
     pub(super) size: u64,
     pub(super) logical_block: u32,
+    pub(super) discard: bool,
+    /// What the peer said of its disk when it last had one.
+    pub(super) peer_disk_traits: Option<DiskTraits>,
+    /// Block size of the device in use, while primary.
+    pub(super) live_block: u32,
+    /// What front ends were last told.
+    pub(super) told: Option<Shape>,
     pub(super) volatile: bool,
     pub(super) superblock: Superblock,
     /// Version of `superblock` in memory, on disk, and on its way.
@@ -159,6 +174,10 @@ impl Volume {
             capacity: 0,
             size: 0,
             logical_block: 512,
+            discard: false,
+            peer_disk_traits: None,
+            live_block: 512,
+            told: None,
             volatile: true,
             superblock: Superblock::fresh(node, 1),
             version: 0,
@@ -198,6 +217,18 @@ impl Volume {
     pub(super) fn takes_writes(&self) -> bool {
         self.disk == DiskState::UpToDate
             || (self.has_disk() && self.replication == ReplicationState::SyncTarget)
+    }
+
+    /// What applications may be offered: blocks that are whole on both disks, and discard where
+    /// both give blocks back (rule 11). A peer that was never met limits nothing; one that cannot
+    /// serve the device in use is refused when it comes.
+    pub(super) fn shape(&self) -> Shape {
+        let peer = self.peer_disk_traits;
+        Shape {
+            bytes: self.size,
+            logical_block: self.logical_block.max(peer.map_or(0, |p| p.logical_block)),
+            discard: self.discard && peer.is_none_or(|p| p.discard),
+        }
     }
 
     /// The generation of the data that this node works with: of its own disk, or of the peer's.

@@ -32,7 +32,7 @@ use super::device::{self, DeviceOrder};
 use super::orders::Orders;
 use super::ring::{Owner, Ring};
 use crate::agent::protocol::{FrontEnd, ServeConfig, ServeNotice, ServeVolume};
-use crate::engine::{Event, IoFailure, Op, Request, RequestId, Time, VolumeId};
+use crate::engine::{Event, IoFailure, Op, Request, RequestId, Shape, Time, VolumeId};
 use crate::target::nbd::{Export, NbdOptions, NbdServer, NbdSetupError};
 use crate::target::ublk::UblkQueue;
 use crate::target::{Target, TargetEvent};
@@ -80,8 +80,7 @@ struct Front {
     config: ServeVolume,
     /// Of an NBD export; every server gets a duplicate.
     listener: Option<OwnedFd>,
-    size: u64,
-    logical_block: u32,
+    shape: Shape,
     target: Option<Box<dyn Target>>,
     mode: Mode,
     stopping: bool,
@@ -96,10 +95,10 @@ struct Front {
     /// It has failed, or was stopped from outside: not opened again by itself.
     gone: bool,
     failure: Option<String>,
+    held: Vec<(u32, Op)>,
     /// Tags to be failed, and how many have been.
     turned_away: Vec<u32>,
     early: u64,
-    held: Vec<(u32, Op)>,
     running: Vec<Running>,
 }
 
@@ -148,8 +147,8 @@ impl Fronts {
         self.want = want;
         for front in &mut self.fronts {
             front.gone = false;
-            front.early = 0;
             front.failure = None;
+            front.early = 0;
         }
     }
 
@@ -160,22 +159,23 @@ impl Fronts {
         }
     }
 
-    /// The usable size of a volume, bytes.
-    pub fn size(&mut self, index: usize, bytes: u64) {
+    /// What a volume looks like from its next opening on.
+    pub fn shape(&mut self, index: usize, shape: Shape) {
         if let Some(front) = self.fronts.get_mut(index) {
-            front.size = bytes;
-        }
-    }
-
-    /// The smallest unit of the volume's disk, bytes.
-    pub fn logical_block(&mut self, index: usize, bytes: u32) {
-        if let Some(front) = self.fronts.get_mut(index) {
-            front.logical_block = bytes;
+            front.shape = shape;
         }
     }
 
     /// The agent has made the queue settings of a volume's device.
     pub fn confirm(&mut self, index: usize, now: Time, events: &mut Vec<Event>) {
+        if let Some(front) = self.fronts.get_mut(index) {
+            front.gate = Gate::Open;
+            for (tag, op) in std::mem::take(&mut front.held) {
+                front.hand_on(tag, op, now, events);
+            }
+        }
+    }
+
     /// The agent is about to make the queue settings, which waits for every open request.
     pub fn expect_freeze(&mut self, index: usize) {
         if let Some(front) = self.fronts.get_mut(index) {
@@ -199,14 +199,6 @@ impl Fronts {
                  `primary` has succeeded"
             )
         })
-    }
-
-        if let Some(front) = self.fronts.get_mut(index) {
-            front.gate = Gate::Open;
-            for (tag, op) in std::mem::take(&mut front.held) {
-                front.hand_on(tag, op, now, events);
-            }
-        }
     }
 
     /// What the agent must know since the last call.
@@ -332,7 +324,6 @@ impl Fronts {
     }
 
     fn current(&mut self, index: usize, attempt: u64) -> Option<&mut Front> {
-            front.turn_away(ring, now);
         let front = self.fronts.get_mut(index)?;
         (front.attempt == attempt).then_some(front)
     }
@@ -341,6 +332,7 @@ impl Fronts {
     pub fn settle(&mut self, ring: &mut Ring, orders: &Orders, now: Time, events: &mut Vec<Event>) {
         for front in &mut self.fronts {
             front.retry_start(ring);
+            front.turn_away(ring, now);
             let goal = front.goal(self.want);
             if front.mode == goal || front.stopping || front.opening {
                 continue;
@@ -364,21 +356,24 @@ impl Front {
             index,
             config,
             listener,
-            size: 0,
-            logical_block: 512,
+            shape: Shape {
+                bytes: 0,
+                logical_block: 512,
+                discard: false,
+            },
             target: None,
             mode: Mode::Nothing,
             stopping: false,
             unstarted: false,
             opening: false,
             attempt: 0,
-            turned_away: Vec::new(),
-            early: 0,
             started: false,
             gate: Gate::Open,
             gone: false,
             failure: None,
             held: Vec::new(),
+            turned_away: Vec::new(),
+            early: 0,
             running: Vec::new(),
         }
     }
@@ -392,13 +387,14 @@ impl Front {
     }
 
     fn goal(&self, want: bool) -> Mode {
-        match (want && self.size > 0, self.is_device()) {
+        let size = self.shape.bytes;
+        match (want && size > 0, self.is_device()) {
             (true, true) => match self.mode {
                 // A device that exists keeps its size.
                 serving @ Mode::Serving { .. } => serving,
-                _ => Mode::Serving { size: self.size },
+                _ => Mode::Serving { size },
             },
-            (true, false) => Mode::Serving { size: self.size },
+            (true, false) => Mode::Serving { size },
             (false, true) => Mode::Nothing,
             (false, false) => Mode::Refusing,
         }
@@ -434,8 +430,10 @@ impl Front {
             attempt: self.attempt,
             minor,
             cookie: self.config.cookie,
-            size,
-            logical_block: self.logical_block,
+            shape: Shape {
+                bytes: size,
+                ..self.shape
+            },
         };
         device::open(wanted, orders.clone());
     }
@@ -468,7 +466,8 @@ impl Front {
             name: export.clone(),
             description: format!("lockstep volume {}", self.config.volume),
             size,
-            min_block: self.logical_block,
+            min_block: self.shape.logical_block,
+            discard: self.shape.discard,
             read_only: false,
         };
         NbdServer::new(listener, export, NbdOptions::default())
@@ -476,7 +475,9 @@ impl Front {
 
     /// The helper thread has made the queue of a device.
     fn begin(&mut self, ring: &mut Ring, queue: Box<UblkQueue>) {
-        self.mode = Mode::Serving { size: self.size };
+        self.mode = Mode::Serving {
+            size: self.shape.bytes,
+        };
         self.run(ring, queue);
     }
 
@@ -529,8 +530,8 @@ impl Front {
                     self.target = None;
                     self.mode = Mode::Nothing;
                     self.held.clear();
-                    if let FrontEnd::Ublk { minor } = self.config.front {
                     self.turned_away.clear();
+                    if let FrontEnd::Ublk { minor } = self.config.front {
                         let volume = self.config.volume;
                         notices.push(ServeNotice::DeviceStopped { volume, minor });
                     }
@@ -539,7 +540,6 @@ impl Front {
         }
     }
 
-    fn hand_on(&mut self, tag: u32, op: Op, now: Time, events: &mut Vec<Event>) {
     fn turn_held_away(&mut self) {
         let held = self.held.drain(..).map(|(tag, _)| tag);
         self.turned_away.extend(held);
@@ -567,6 +567,7 @@ impl Front {
         }
     }
 
+    fn hand_on(&mut self, tag: u32, op: Op, now: Time, events: &mut Vec<Event>) {
         let measure = match op {
             Op::Read { .. } => Some(Measure::Read),
             Op::Write { .. } => Some(Measure::Write),
@@ -698,7 +699,7 @@ mod tests {
         arrive(&mut fronts, 1, &mut events);
         let orders = crate::reactor::orders::orders(crate::reactor::ring::waker().unwrap()).0;
         fronts.want = true;
-        fronts.fronts[0].size = 4096;
+        fronts.fronts[0].shape.bytes = 4096;
         fronts.settle(&mut ring, &orders, Time(2), &mut events);
         let failed = Err(TOO_EARLY);
         assert_eq!(
@@ -718,7 +719,7 @@ mod tests {
         let (mut fronts, mut events, fake) = young(&mut ring);
         let orders = crate::reactor::orders::orders(crate::reactor::ring::waker().unwrap()).0;
         fronts.want = true;
-        fronts.fronts[0].size = 4096;
+        fronts.fronts[0].shape.bytes = 4096;
         fronts.settle(&mut ring, &orders, Time(29 * SECOND), &mut events);
         assert!(fake.completed.borrow().is_empty());
         let due = fronts.next_deadline().unwrap();

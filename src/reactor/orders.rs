@@ -41,6 +41,8 @@ pub enum Order {
         peer: NodeId,
         /// TCP_NOTSENT_LOWAT in bytes.
         low_water: Option<u32>,
+        /// What both sides have.
+        features: u64,
         /// Answered when the link counts as up.
         taken: oneshot::Sender<()>,
     },

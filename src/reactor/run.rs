@@ -324,13 +324,13 @@ impl Reactor {
                 socket,
                 peer,
                 low_water,
+                features,
                 taken,
-            } => self.link_up(socket, peer, low_water, taken),
+            } => self.link_up((socket, peer), low_water, features, taken),
             Order::Status { reply } => {
                 // The asker may have left.
                 let _ = reply.send(self.snapshot());
             }
-            Order::QueueConfirmed { volume, reply } => {
             Order::QueueFreezes { volume, reply } => {
                 if let Some(index) = self.index(volume) {
                     self.fronts.expect_freeze(index);
@@ -338,6 +338,7 @@ impl Reactor {
                 // The asker may have left.
                 let _ = reply.send(Ok(Value::Null));
             }
+            Order::QueueConfirmed { volume, reply } => {
                 if let Some(index) = self.index(volume) {
                     self.fronts.confirm(index, self.now, &mut self.fresh);
                     self.gather();
@@ -380,7 +381,6 @@ impl Reactor {
             return;
         }
         self.disks.attach(index, data, 0);
-        self.fronts.logical_block(index, image.logical_block);
         let waiting = Waiting::Attach(index, reply);
         self.command(Command::Attach { volume, image }, waiting);
     }
@@ -397,12 +397,12 @@ impl Reactor {
 
     fn link_up(
         &mut self,
-        socket: OwnedFd,
-        peer: NodeId,
+        (socket, peer): (OwnedFd, NodeId),
         low_water: Option<u32>,
+        features: u64,
         taken: tokio::sync::oneshot::Sender<()>,
     ) {
-        let link = self.links.add(&mut self.ring, socket, low_water);
+        let link = self.links.add(&mut self.ring, socket, low_water, features);
         self.events.push_back(Event::LinkUp { link, peer });
         self.settle();
         // The asker may have left.
@@ -446,9 +446,9 @@ impl Reactor {
             Action::CloseLink { link } => self.links.close(link),
             Action::CommandDone { command, result } => self.command_done(command, result),
             Action::Serve { serve, .. } => self.fronts.serve(serve),
-            Action::Size { volume, bytes } => {
+            Action::Shape { volume, shape } => {
                 if let Some(index) = self.index(volume) {
-                    self.fronts.size(index, bytes);
+                    self.fronts.shape(index, shape);
                 }
             }
             Action::DiskClosed { volume } => {
@@ -678,8 +678,8 @@ impl Reactor {
             latencies: self.counters.percentiles(index),
             serving: self.fronts.serving(index),
             front_failure: self.fronts.failure(index).map(str::to_owned),
-            disk_failure: self.disk_failures[index],
             front_note: self.fronts.note(index),
+            disk_failure: self.disk_failures[index],
             sync_seconds: self.sync_since[index]
                 .map_or(0.0, |since| self.now.since(since).as_secs_f64()),
         };

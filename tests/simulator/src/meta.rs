@@ -140,6 +140,7 @@ pub fn recover(disk: &Disk) -> Result<(VolumeImage, Store), String> {
             meta_bytes: META_BYTES,
         },
         logical_block: SECTOR as u32,
+        discard: true,
         volatile_cache: disk.volatile,
     };
     let found = read(&mut Area(disk.meta()), &medium).map_err(|e| e.to_string())?;
