@@ -19,7 +19,7 @@ use super::protocol::{ErrorKind, ErrorReply, FrontEnd, ServeConfig, ServeRequest
 use crate::engine::{NodeId, Term};
 use crate::target::ublk::{
     DeviceRecord, DeviceState, ErrorPath, Leftover, LeftoverState, RecordDir, UblkControl,
-    UblkError, apply_queue_settings, fail_device, find_leftovers,
+    UblkError, apply_queue_settings, fail_device, find_leftovers, queue_settings_in_force,
 };
 
 /// How long short-lived openers (udev) are waited for before a device counts as in use.
@@ -296,26 +296,32 @@ impl Fronts {
         .await
     }
 
-    /// Makes the queue settings of a device and tells the data plane, which holds writes so long.
+    /// Makes the queue settings of a device and tells the data plane, which takes no writes so long.
     pub async fn confirm(&self, socket: PathBuf, volume: u16) -> Result<(), ErrorReply> {
         let Some(device) = self.devices.iter().find(|d| d.volume == volume) else {
             return Ok(());
         };
         let minor = device.minor;
+        let exchange = async |request: ServeRequest| {
+            plane::exchange(&self.resource, &socket, &request, &[], CONFIRM).await
+        };
+        let in_force = blocking(move || queue_settings_in_force(minor)).await;
+        if in_force != Some(true) {
+            exchange(ServeRequest::QueueFreezes { volume }).await?;
+        }
         let settings = blocking(move || apply_queue_settings(minor)).await;
         match settings {
             None => return Err(FrontError::Broken.into()),
             Some(Err(error)) => {
                 return Err(ErrorReply::new(
                     ErrorKind::Failed,
-                    format!("writes to /dev/ublkb{minor} wait: {error}"),
+                    format!("/dev/ublkb{minor} takes no writes yet: {error}"),
                     "is /sys mounted and writable?",
                 ));
             }
             Some(Ok(())) => {}
         }
-        let request = ServeRequest::QueueConfirmed { volume };
-        plane::exchange(&self.resource, &socket, &request, &[], CONFIRM).await?;
+        exchange(ServeRequest::QueueConfirmed { volume }).await?;
         info!(
             resource = self.resource,
             volume, minor, "queue settings made"

@@ -40,6 +40,9 @@ const DRAIN_ORDERED: Duration = Duration::from_secs(5);
 const REGAIN_EVERY: Duration = Duration::from_millis(200);
 /// How long it is tried: requests queued in a block device must not wait for ever.
 const REGAIN_LIMIT: Duration = Duration::from_secs(30);
+/// How often the queue settings of a device are tried, and the pause: as long as `primary` waits.
+const CONFIRM_TRIES: u32 = 30;
+const CONFIRM_EVERY: Duration = Duration::from_secs(1);
 /// First and longest pause before a data plane that keeps dying is started again, and how long
 /// it must live for the pause to shrink back.
 const RESTART_FIRST: Duration = Duration::from_millis(200);
@@ -827,9 +830,16 @@ fn on_notice(fronts: Option<&Fronts>, socket: &Path, status: &Rc<Status>, notice
 /// Makes the queue settings beside whatever the keeper does: `primary` waits for them.
 fn confirm(fronts: Fronts, socket: PathBuf, status: Rc<Status>, volume: u16) {
     tokio_uring::spawn(async move {
-        if let Err(error) = fronts.confirm(socket, volume).await {
-            error!(reason = error.reason, "queue settings");
-            status.set_disk_trouble(volume, Some(error.reason));
+        for attempt in 1..=CONFIRM_TRIES {
+            match fronts.confirm(socket.clone(), volume).await {
+                Ok(()) if attempt == 1 => return,
+                Ok(()) => return status.set_disk_trouble(volume, None),
+                Err(error) => {
+                    error!(reason = error.reason, attempt, "queue settings");
+                    status.set_disk_trouble(volume, Some(error.reason));
+                    sleep(CONFIRM_EVERY).await;
+                }
+            }
         }
     });
 }

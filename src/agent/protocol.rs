@@ -244,6 +244,11 @@ pub enum ServeRequest {
     Status,
     /// Streams notices as `Reply::Item` until the socket closes.
     Events,
+    /// The agent is about to set them, for which the kernel empties the device's queue: the data
+    /// plane fails changing requests from here on, until they are set.
+    QueueFreezes {
+        volume: u16,
+    },
     /// The agent has set `stable_writes` and the scheduler of the volume's block device.
     QueueConfirmed {
         volume: u16,
@@ -257,7 +262,7 @@ pub enum ServeRequest {
 #[serde(rename_all = "kebab-case")]
 pub enum ServeNotice {
     /// The block device of a volume has appeared. The agent makes its queue settings and answers
-    /// with `ServeRequest::QueueConfirmed`; until then the data plane holds every write.
+    /// with `ServeRequest::QueueConfirmed`; until then the data plane takes no write.
     DeviceStarted { volume: u16, minor: u32 },
     /// The data plane has let go of the block device: it can be deleted.
     DeviceStopped { volume: u16, minor: u32 },

@@ -170,6 +170,7 @@ fn look(disk: &DiskPlan) -> Result<Dump, ErrorReply> {
         },
         logical_block: data.traits().logical_block,
         volatile_cache: data.traits().volatile_cache,
+        discard: data.traits().discard_zeroes,
     };
     dump(meta.as_mut().unwrap_or(&mut data), &medium).map_err(|error| no_metadata(disk, error))
 }

@@ -54,6 +54,17 @@ pub enum Notice {
     },
 }
 
+/// What a volume looks like to applications: what both copies can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Usable size in bytes.
+    pub bytes: u64,
+    /// Smallest unit of a request, bytes.
+    pub logical_block: u32,
+    /// Discarded blocks are given back.
+    pub discard: bool,
+}
+
 /// An instruction to the driver.
 #[derive(Debug)]
 pub enum Action {
@@ -138,10 +149,10 @@ pub enum Action {
         serve: bool,
         term: Term,
     },
-    /// The usable size of a volume is now known or has changed; front ends start with it.
-    Size {
+    /// What front ends of a volume are made with is now known or has changed.
+    Shape {
         volume: VolumeId,
-        bytes: u64,
+        shape: Shape,
     },
     /// Detach is complete: close the disk.
     DiskClosed {

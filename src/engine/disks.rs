@@ -1,19 +1,23 @@
 //! Attaching, detaching and losing disks; the writes of metadata; new generations.
 
+use std::time::Duration;
+
 use super::action::{Action, Notice};
 use super::activity_log::{ActivityLog, LastWrite};
 use super::bitmap::{BIT_BYTES, Bitmap};
 use super::config::VoteMode;
-use super::ids::{CommandId, Generation, VolumeId};
+use super::ids::{CommandId, Generation, Time, VolumeId};
 use super::message::Message;
 use super::persist::{MetaOp, SlotChange, VolumeImage};
 use super::reason::{LinkLoss, Refusal};
 use super::resource::{Engine, Pending, Quiesce, broken};
 use super::status::{DiskState, ReplicationState, Role};
-use super::volume::{LocalWrites, Mint, OwnDisk};
+use super::volume::{Closing, ClosingStep, LocalWrites, Mint, OwnDisk};
 
 /// Bitmap pages written in one operation.
 const PAGES_PER_WRITE: usize = 64;
+/// How long an orderly detach may take before the disk is closed as it is.
+const CLOSE: Duration = Duration::from_secs(5);
 
 impl Engine {
     // ---- attach ----
@@ -25,9 +29,11 @@ impl Engine {
         if self.volumes[index].disk != DiskState::Diskless {
             return self.refuse(command, Refusal::AlreadyAttached { volume: id });
         }
+        if self.volumes[index].closing.is_some() {
+            return self.refuse(command, Refusal::Busy);
+        }
         if self.role == Role::Primary {
-            // The primary goes on with the peer's disk; it takes a disk back as secondary.
-            return self.refuse(command, Refusal::IsPrimary);
+            return self.begin_retake(command, index, Box::new(image));
         }
         if self.promoting() {
             // The promotion rests on the disks that it began with.
@@ -49,14 +55,25 @@ impl Engine {
         self.term = self.term.max(self.volumes[index].superblock.term);
         let node = self.config.node;
         let version = self.volumes[index].change(|superblock| superblock.node = node);
-        let bytes = self.volumes[index].size;
-        self.out.push(Action::Size { volume: id, bytes });
+        self.tell_shape(index);
         self.attaching.push((command, index, version));
         self.progress = true;
     }
 
-    fn load(&mut self, index: usize, image: VolumeImage) {
+    /// Tells front ends what has changed for them.
+    pub(super) fn tell_shape(&mut self, index: usize) {
+        let v = &mut self.volumes[index];
+        let shape = v.shape();
+        if v.told != Some(shape) {
+            v.told = Some(shape);
+            let volume = v.id;
+            self.out.push(Action::Shape { volume, shape });
+        }
+    }
+
+    pub(super) fn load(&mut self, index: usize, image: VolumeImage) {
         let slots = self.config.al_extents;
+        let primary = self.role == Role::Primary;
         let trust = broken!(self, TrustOwnUptodate);
         let boot = self.config.boot_id;
         let v = &mut self.volumes[index];
@@ -69,6 +86,7 @@ impl Engine {
             image.capacity
         };
         v.logical_block = image.logical_block;
+        v.discard = image.discard;
         v.volatile = image.volatile_cache;
         v.bitmap = Bitmap::new(v.size, image.bitmap);
         v.crashed = v.superblock.primary;
@@ -77,7 +95,9 @@ impl Engine {
         } else {
             LocalWrites::default()
         };
-        v.own_disk = OwnDisk::Current;
+        if !primary {
+            v.own_disk = OwnDisk::Current;
+        }
         v.compared = false;
         v.log_in_flight = false;
         v.pages_in_flight = false;
@@ -113,7 +133,7 @@ impl Engine {
             () if v.superblock.inconsistent || v.superblock.current.is_fresh() => {
                 DiskState::Inconsistent
             }
-            () if v.superblock.outdated => DiskState::Outdated,
+            () if v.superblock.outdated || primary => DiskState::Outdated,
             () if proven => DiskState::UpToDate,
             () => DiskState::Consistent,
         };
@@ -162,13 +182,20 @@ impl Engine {
                 return self.refuse(command, Refusal::PeerNotUpToDate { volume: id });
             }
         }
-        self.lose_disk(index);
-        self.done(command);
+        self.leave_disk(index);
+        self.volumes[index].closing = Some(Closing {
+            command,
+            deadline: self.now.after(CLOSE),
+            step: ClosingStep::Draining,
+        });
     }
 
     /// A disk or metadata operation failed: `on-io-error detach`.
     pub(super) fn fail_disk(&mut self, index: usize, errno: i32) {
         let v = &self.volumes[index];
+        if v.closing.is_some() {
+            return self.close_disk(index);
+        }
         if !v.has_disk() {
             return;
         }
@@ -178,9 +205,16 @@ impl Engine {
         self.lose_disk(index);
     }
 
-    /// From here on the disk takes no part. Its outstanding operations still end on their own;
-    /// the driver closes it when they have.
+    /// The disk is gone at once. Its outstanding operations still end on their own; the driver
+    /// closes it when they have.
     fn lose_disk(&mut self, index: usize) {
+        self.leave_disk(index);
+        let volume = self.volumes[index].id;
+        self.out.push(Action::DiskClosed { volume });
+    }
+
+    /// From here on the disk takes no part.
+    fn leave_disk(&mut self, index: usize) {
         let id = self.volumes[index].id;
         let source = self.volumes[index].replication == ReplicationState::SyncSource;
         self.set_disk(index, DiskState::Diskless);
@@ -200,25 +234,21 @@ impl Engine {
                 },
                 None,
             );
-            if self.role == Role::Primary && was_shared {
+            // A disk that was still a sync target had been left before.
+            let counted = self.volumes[index].own_disk == OwnDisk::Current;
+            if self.role == Role::Primary && was_shared && counted {
                 self.leave_own_disk(index);
             }
         }
-        self.out.push(Action::DiskClosed { volume: id });
         self.recheck = true;
         self.progress = true;
     }
 
     /// The primary goes on with the peer's disk alone: the peer stores a generation that our own
     /// disk does not have, before any write completes (rule 6).
-    fn leave_own_disk(&mut self, index: usize) {
+    pub(super) fn leave_own_disk(&mut self, index: usize) {
         let generation = self.fresh_generation();
         let v = &mut self.volumes[index];
-        let old = v.superblock.current;
-        v.superblock.current = generation;
-        if !v.superblock.history.contains(&old) {
-            v.superblock.history.insert(0, old);
-        }
         v.own_disk = OwnDisk::Asked(generation);
         v.peer_current = true;
         let volume = v.id;
@@ -262,10 +292,83 @@ impl Engine {
     pub(super) fn on_new_generation_ack(&mut self, index: usize, generation: Generation) {
         let v = &mut self.volumes[index];
         if v.own_disk == OwnDisk::Asked(generation) {
-            v.own_disk = OwnDisk::Left;
+            v.own_disk = OwnDisk::Left(generation);
             self.recheck = true;
             self.progress = true;
         }
+    }
+
+    // ---- orderly detach ----
+
+    /// Brings the metadata of disks that were detached to an end, so that the next attach knows
+    /// what it would otherwise have to suppose: nothing is unflushed, every set bit is stored, and
+    /// the log of a primary does not count once the peer has recorded that its copy alone does.
+    pub(super) fn settle_closings(&mut self) {
+        for index in 0..self.volumes.len() {
+            let Some(closing) = self.volumes[index].closing else {
+                continue;
+            };
+            if self.now >= closing.deadline {
+                self.close_disk(index);
+                continue;
+            }
+            match closing.step {
+                ClosingStep::Draining => {
+                    let asked = matches!(self.volumes[index].own_disk, OwnDisk::Asked(_))
+                        && self.replicates(index);
+                    let busy = self.ios.values().any(|(volume, _)| *volume == index);
+                    if !asked && !busy {
+                        self.set_closing(index, ClosingStep::Flushing);
+                        self.quiesce(index, Quiesce::Close);
+                    }
+                }
+                ClosingStep::Flushing => {}
+                ClosingStep::Storing(version) => {
+                    let v = &self.volumes[index];
+                    if v.stored(version) && !v.bitmap.unsaved() && !v.pages_in_flight {
+                        self.close_disk(index);
+                    }
+                }
+            }
+        }
+    }
+
+    fn set_closing(&mut self, index: usize, step: ClosingStep) {
+        if let Some(closing) = self.volumes[index].closing.as_mut() {
+            closing.step = step;
+        }
+        self.progress = true;
+    }
+
+    /// Everything that was written to the disk is durable.
+    fn closing_flushed(&mut self, index: usize) {
+        if self.volumes[index].closing.is_none() {
+            return;
+        }
+        let left = matches!(self.volumes[index].own_disk, OwnDisk::Left(_));
+        let reigns = self.role == Role::Primary;
+        let v = &mut self.volumes[index];
+        v.save_bitmap = true;
+        let version = v.change(|superblock| {
+            superblock.unflushed = false;
+            superblock.primary &= !(reigns && left);
+        });
+        self.set_closing(index, ClosingStep::Storing(version));
+    }
+
+    fn close_disk(&mut self, index: usize) {
+        if let Some(closing) = self.volumes[index].closing.take() {
+            let volume = self.volumes[index].id;
+            self.out.push(Action::DiskClosed { volume });
+            self.done(closing.command);
+            self.progress = true;
+        }
+    }
+
+    /// When a disk that is being closed is given up.
+    pub(super) fn closing_deadline(&self) -> Option<Time> {
+        let closing = self.volumes.iter().filter_map(|v| v.closing);
+        closing.map(|closing| closing.deadline).min()
     }
 
     /// The peer's disk has changed state while connected.
@@ -273,6 +376,7 @@ impl Engine {
         self.set_peer_disk(index, state);
         if state == DiskState::Diskless {
             self.abandon_sync(index);
+            self.abandon_adoption(index);
             if matches!(
                 self.volumes[index].replication,
                 ReplicationState::SyncSource | ReplicationState::SyncTarget
@@ -383,7 +487,7 @@ impl Engine {
 
     fn write_pages(&mut self, index: usize) {
         let v = &mut self.volumes[index];
-        if !v.save_bitmap || v.pages_in_flight || !v.has_disk() {
+        if !v.save_bitmap || v.pages_in_flight || !v.has_metadata() {
             return;
         }
         let pages = v.bitmap.take_pages(PAGES_PER_WRITE, true);
@@ -469,6 +573,8 @@ impl Engine {
                 self.note_flushed(last);
             }
             Quiesce::Role => self.role_flushed(index),
+            Quiesce::Close if failed.is_none() => self.closing_flushed(index),
+            Quiesce::Close => {}
         }
         self.progress = true;
     }
@@ -482,8 +588,9 @@ impl Engine {
         if self.volumes[index].mint.is_some() || self.handshake_committed() {
             return;
         }
-        // Without a disk nothing can be recorded here; the writes fail or are the peer's.
-        if !self.volumes[index].has_disk() {
+        // Without a disk that counts nothing can be recorded here; the writes fail or are the
+        // peer's.
+        if self.volumes[index].disk != DiskState::UpToDate {
             return;
         }
         let generation = self.fresh_generation();

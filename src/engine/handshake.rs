@@ -17,7 +17,8 @@
 //! | same base, or a common ancestor              | split brain, unless one side discards |
 //! | nothing in common                            | refused                               |
 //!
-//! Then: a live primary is never a target; a source must not be inconsistent; sessions that do
+//! Then: a live primary is a target only for a disk that it takes back, whose data it has left with
+//! the other side, and never a source of that; a source must not be inconsistent; sessions that do
 //! not match (a restored snapshot, a cloned disk) turn the sync into a comparison of everything.
 
 use super::ids::{Generation, NodeId, Session};
@@ -108,6 +109,11 @@ impl<'a> Side<'a> {
 
     fn inconsistent(&self) -> bool {
         self.volume.disk == DiskState::Inconsistent
+    }
+
+    /// A primary that takes a disk back: its data is on the other side.
+    fn works_there(&self) -> bool {
+        self.primary && self.volume.disk <= DiskState::Outdated
     }
 
     fn knows(&self, generation: Generation) -> bool {
@@ -223,6 +229,9 @@ fn decide_equal(me: &Side, peer: &Side) -> Verdict {
         _ => None,
     };
     let (mine, theirs) = (me.volume, peer.volume);
+    if me.works_there() || peer.works_there() {
+        return first_of(!me.works_there(), !peer.works_there()).unwrap_or(Verdict::NoSync);
+    }
     if me.inconsistent() || peer.inconsistent() {
         return first_of(!me.inconsistent(), !peer.inconsistent()).unwrap_or(Verdict::NoSync);
     }
@@ -256,10 +265,10 @@ fn restrict(me: &Side, peer: &Side, relation: Relation, verdict: Verdict) -> Ver
         Verdict::Target(extent) => (peer, me, extent),
         other => return other,
     };
-    if target.primary {
+    if target.primary && !target.works_there() {
         return Verdict::Refuse(Misfit::PrimaryIsOlder);
     }
-    if source.inconsistent() {
+    if source.inconsistent() || source.works_there() {
         return Verdict::Refuse(Misfit::NoSource);
     }
     let fresh = matches!(relation, Relation::MeFresh | Relation::PeerFresh);
@@ -287,6 +296,7 @@ mod tests {
             capacity: 1 << 20,
             agreed_size: 0,
             logical_block: 512,
+            discard: true,
             disk,
             current: Generation(current),
             base: Generation(base),
@@ -359,7 +369,14 @@ mod tests {
                     "{left:?} {right:?}"
                 );
                 if let Verdict::Source(_) = verdict {
-                    assert!(!b_primary, "a live primary is never a target");
+                    assert!(
+                        !b_primary || b.disk <= DiskState::Outdated,
+                        "a live primary is never a target for a disk that counts"
+                    );
+                    assert!(
+                        !a_primary || a.disk > DiskState::Outdated,
+                        "data that is elsewhere is not copied from here"
+                    );
                     assert_ne!(a.disk, DiskState::Inconsistent, "sources are consistent");
                 }
                 if verdict == Verdict::NoSync

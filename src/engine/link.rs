@@ -26,7 +26,7 @@ use super::reason::{LinkLoss, Refusal};
 use super::resource::{Engine, broken};
 use super::status::{ConnectionState, DiskState, ReplicationState, Role};
 use super::sync::Sync;
-use super::volume::{Mint, OwnDisk};
+use super::volume::{DiskTraits, Mint, OwnDisk};
 
 /// Silence after which a ping is sent while an answer is owed.
 const OWED_SILENCE: Duration = Duration::from_secs(1);
@@ -403,11 +403,15 @@ impl Engine {
             volume: v.id,
             capacity: if v.has_disk() { v.capacity } else { 0 },
             agreed_size: v.superblock.agreed_size,
-            logical_block: v.logical_block,
+            logical_block: match self.role {
+                Role::Primary => v.live_block,
+                _ => v.logical_block,
+            },
+            discard: v.discard,
             disk: v.disk,
-            current: v.superblock.current,
+            current: v.data_generation(),
             base: peer.base,
-            history: v.superblock.history.clone(),
+            history: v.ancestry(),
             dirty_bits: v.bitmap.count(),
             crashed_primary: v.crashed && self.role == Role::Secondary,
             want_full: peer.want_full,
@@ -597,8 +601,18 @@ impl Engine {
             .zip(&theirs.volumes)
             .map(|(m, t)| {
                 check_sizes(m, t)?;
+                check_blocks(mine, theirs, m, t)?;
                 match decide(&Side::new(mine, m), &Side::new(theirs, t)) {
                     Verdict::Refuse(misfit) => Err(misfit_refusal(misfit, m, t)),
+                    // Only with the data that it has left there may a primary be a target.
+                    verdict @ Verdict::Target(_) if mine.role == Role::Primary => {
+                        let index = self.index(m.volume);
+                        if index.is_some_and(|index| self.data_is_at(index, t)) {
+                            return Ok(verdict);
+                        }
+                        let volume = m.volume;
+                        Err(Refusal::PrimaryIsOlder { volume })
+                    }
                     verdict => Ok(verdict),
                 }
             })
@@ -717,10 +731,17 @@ impl Engine {
         let agreed = theirs.map_or(v.size, |t| {
             agreed_size(v.superblock.agreed_size, v.capacity, t)
         });
-        if agreed != v.size && agreed > 0 {
+        if agreed > 0 {
             v.size = agreed;
-            let (volume, bytes) = (v.id, agreed);
-            self.out.push(Action::Size { volume, bytes });
+        }
+        if let Some(theirs) = theirs.filter(|t| t.capacity > 0) {
+            v.peer_disk_traits = Some(DiskTraits {
+                logical_block: theirs.logical_block,
+                discard: theirs.discard,
+            });
+        }
+        if v.size > 0 {
+            self.tell_shape(index);
         }
         let v = &mut self.volumes[index];
         v.change(|superblock| {
@@ -900,10 +921,10 @@ impl Engine {
             let v = &mut self.volumes[index];
             let peer = &theirs.volumes[index];
             v.compared =
-                peer.disk >= DiskState::Inconsistent || peer.current == v.superblock.current;
+                peer.disk >= DiskState::Inconsistent || peer.current == v.data_generation();
             if v.own_disk == OwnDisk::Asked(peer.current) {
                 // Its answer was lost with the last link.
-                v.own_disk = OwnDisk::Left;
+                v.own_disk = OwnDisk::Left(peer.current);
             }
             self.start_volume(index, verdict, peer.disk);
         }
@@ -956,7 +977,14 @@ impl Engine {
                     },
                 );
             }
-            return self.set_peer_disk(index, peer_disk);
+            self.set_peer_disk(index, peer_disk);
+            let v = &self.volumes[index];
+            let alone = self.role == Role::Primary && !v.has_disk();
+            if alone && v.own_disk == OwnDisk::Current && peer_disk == DiskState::UpToDate {
+                // The disk was lost while the peer was away.
+                self.leave_own_disk(index);
+            }
+            return;
         }
         let v = &mut self.volumes[index];
         // The finish of an earlier sync may have been missed by either side.
@@ -1059,6 +1087,8 @@ impl Engine {
         [
             self.change_deadline(),
             self.note_deadline(),
+            self.retake_deadline(),
+            self.closing_deadline(),
             ping,
             silence.flatten(),
             self.handshake_deadline(),
@@ -1147,6 +1177,23 @@ fn check_sizes(mine: &VolumeState, theirs: &VolumeState) -> Result<(), Refusal> 
             need: agreed,
             have: mine.capacity,
         });
+    }
+    Ok(())
+}
+
+/// A device in use keeps its block size: a disk with larger blocks cannot follow it.
+fn check_blocks(
+    mine: &NodeState,
+    theirs: &NodeState,
+    my_volume: &VolumeState,
+    their_volume: &VolumeState,
+) -> Result<(), Refusal> {
+    let unfit = |node: &NodeState, device: &VolumeState, disk: &VolumeState| {
+        node.role == Role::Primary && disk.capacity > 0 && disk.logical_block > device.logical_block
+    };
+    if unfit(mine, my_volume, their_volume) || unfit(theirs, their_volume, my_volume) {
+        let volume = my_volume.volume;
+        return Err(Refusal::BlockSizeMismatch { volume });
     }
     Ok(())
 }

@@ -32,7 +32,10 @@ pub struct VolumeState {
     pub capacity: u64,
     /// Size agreed at an earlier connect; 0 = never.
     pub agreed_size: u64,
+    /// Of this node's disk; of a primary, of the device in use.
     pub logical_block: u32,
+    /// This node's disk can give blocks back that read as zeroes afterwards.
+    pub discard: bool,
     pub disk: DiskState,
     pub current: Generation,
     /// The generation that this node's bitmap for the receiver is relative to; zero = none.

@@ -23,6 +23,7 @@ mod reason;
 mod replica;
 mod requests;
 mod resource;
+mod retake;
 mod roles;
 #[cfg(feature = "sabotage")]
 mod sabotage;
@@ -31,7 +32,7 @@ mod sync;
 mod transfer;
 mod volume;
 
-pub use action::{Action, Notice};
+pub use action::{Action, Notice, Shape};
 pub use config::{Config, Protocol, Timeouts, VoteMode};
 pub use event::{Command, Event, Ground, IoOutcome, Op, Request};
 pub use ids::{

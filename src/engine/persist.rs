@@ -110,6 +110,8 @@ pub struct VolumeImage {
     pub logical_block: u32,
     /// The disk may lose completed writes at power loss until they are flushed.
     pub volatile_cache: bool,
+    /// Blocks can be given back by an operation after which they read as zeroes.
+    pub discard: bool,
     /// Slot table recovered from the log ring.
     pub log: Vec<u32>,
     /// Bitmap of slot 0: 64 bits per word, bit 0 = lowest, 4 KiB per bit; unreadable or bad

@@ -44,14 +44,9 @@ impl Engine {
             bm_writes: v.counters.bm_writes,
             upper_pending: u32::try_from(upper).unwrap_or(u32::MAX),
             lower_pending: v.counters.lower_pending,
-            current: v.superblock.current.0,
+            current: v.data_generation().0,
             base: v.peer().base.0,
-            history: v
-                .superblock
-                .history
-                .iter()
-                .map(|generation| generation.0)
-                .collect(),
+            history: v.ancestry().iter().map(|generation| generation.0).collect(),
         }
     }
 

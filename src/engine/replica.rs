@@ -12,7 +12,8 @@ use super::action::Action;
 use super::ids::{Buffer, Generation, LinkId, Span, Time};
 use super::message::{AckKind, Message, SyncResult, WriteKind};
 use super::resource::{Engine, Pending, Quiesce, broken};
-use super::status::{DiskState, ReplicationState};
+use super::status::{DiskState, ReplicationState, Role};
+use super::volume::OwnDisk;
 
 /// What an item does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,6 +131,16 @@ impl Replica {
         self.open.is_empty()
     }
 
+    /// Whether a write, sync block or comparison over the range has not ended.
+    fn is_over(&self, volume: usize, span: Span) -> bool {
+        let over = |item: &Item| item.volume == volume && item.span.overlaps(span);
+        self.running.values().any(over)
+            || self.queue.iter().any(|queued| match queued {
+                Queued::Item(_, item) => over(item),
+                Queued::Barrier => false,
+            })
+    }
+
     fn ended_up_to(&self, number: u64) -> bool {
         self.open.first().is_none_or(|first| *first > number)
     }
@@ -165,6 +176,22 @@ impl Engine {
         });
     }
 
+    /// Whether something of the peer over the range is on its way to the disk.
+    pub(super) fn replica_over(&self, volume: usize, span: Span) -> bool {
+        self.replica.is_over(volume, span)
+    }
+
+    /// Whether a sync block may not be applied, because this primary writes over it. It keeps its
+    /// bits and comes again.
+    fn refuse_block(&mut self, id: u64, volume: usize, span: Span) -> bool {
+        let refused = self.write_under_way(volume, span);
+        if refused {
+            let kind = SyncResult::Failed;
+            self.send(Message::SyncAck { id, kind }, None);
+        }
+        refused
+    }
+
     /// A sync block from the source.
     pub(super) fn on_sync_write(
         &mut self,
@@ -174,6 +201,12 @@ impl Engine {
         buffer: Option<Buffer>,
     ) {
         self.volumes[volume].counters.received += buffer.map_or(0, |_| u64::from(span.len));
+        if self.refuse_block(id, volume, span) {
+            if let Some(buffer) = buffer {
+                self.out.push(Action::Release { buffer });
+            }
+            return;
+        }
         let work = Work::Sync { id };
         self.enqueue(Item {
             link,
@@ -194,6 +227,9 @@ impl Engine {
         (volume, span): (usize, Span),
         hash: [u8; 32],
     ) {
+        if self.refuse_block(id, volume, span) {
+            return;
+        }
         let work = Work::Compare {
             id,
             hash,
@@ -259,6 +295,9 @@ impl Engine {
             .values()
             .any(|r| r.volume == item.volume && r.span.overlaps(item.span))
         {
+            return false;
+        }
+        if matches!(item.work, Work::Write { .. }) && self.sync_reads(item.volume, item.span) {
             return false;
         }
         let boot = self.config.boot_id;
@@ -543,6 +582,7 @@ impl Engine {
         if adoption.stage != Adopting::Flushing {
             return;
         }
+        let primary = self.role == Role::Primary;
         let v = &mut self.volumes[volume];
         let old = v.superblock.current;
         if old != adoption.generation {
@@ -556,7 +596,9 @@ impl Engine {
             superblock.current = generation;
             superblock.inconsistent = false;
             superblock.outdated = false;
-            superblock.primary = false;
+            superblock.primary = primary;
+            // The note is about the peer's writes, and all of them are flushed.
+            superblock.unflushed &= !primary;
         });
         adoption.stage = Adopting::Storing(version);
         self.replica.adoptions.insert(volume, adoption);
@@ -567,9 +609,15 @@ impl Engine {
         let id = self.volumes[volume].id;
         self.volumes[volume].crashed = false;
         self.volumes[volume].peer_current = true;
+        self.volumes[volume].own_disk = OwnDisk::Current;
         self.set_disk(volume, DiskState::UpToDate);
         self.set_replication(volume, ReplicationState::Established);
         self.send(Message::SyncAdopted { volume: id }, None);
+    }
+
+    /// The source has lost its disk, or a write: what it said about the end of its sync is void.
+    pub(super) fn abandon_adoption(&mut self, volume: usize) {
+        self.replica.adoptions.remove(&volume);
     }
 
     // ---- reads for the peer ----

@@ -86,6 +86,9 @@ impl Engine {
         if self.role != Role::Primary || !self.serving {
             return self.complete(request.id, Err(IoFailure::NotPrimary));
         }
+        if self.holds(volume) {
+            return self.hold(request);
+        }
         let key = self.next_key;
         self.next_key += 1;
         match request.op {
@@ -205,6 +208,9 @@ impl Engine {
         let Some(write) = self.writes.get(&key).cloned() else {
             return true;
         };
+        if self.holds(write.volume) {
+            return false;
+        }
         if let Stage::Logging(number) = write.stage {
             if !self.volumes[write.volume].log.is_durable(number)
                 && self.volumes[write.volume].has_disk()
@@ -223,7 +229,7 @@ impl Engine {
             self.complete(write.request, Err(IoFailure::NoData));
             return true;
         }
-        if self.overlaps_running(&write, key) || self.sync_claims(write.volume, write.span) {
+        if self.overlaps_running(&write, key) || self.sync_holds(write.volume, write.span) {
             return false;
         }
         if !self.may_submit(&write) {
@@ -280,7 +286,7 @@ impl Engine {
         }
         if !self.may_submit(write)
             || self.overlaps_running(write, key)
-            || self.sync_claims(write.volume, write.span)
+            || self.sync_holds(write.volume, write.span)
         {
             return false;
         }
@@ -331,7 +337,7 @@ impl Engine {
     /// Whether writes that this node's own disk lacks may complete.
     fn own_disk_recorded(&self, volume: usize) -> bool {
         let v = &self.volumes[volume];
-        v.disk == DiskState::UpToDate || v.own_disk == OwnDisk::Left
+        v.disk == DiskState::UpToDate || matches!(v.own_disk, OwnDisk::Left(_))
     }
 
     fn submit(&mut self, key: u64) {
@@ -356,7 +362,7 @@ impl Engine {
         } else {
             self.volumes[volume].bitmap.set_span(write.span);
         }
-        if self.volumes[volume].disk == DiskState::UpToDate {
+        if self.volumes[volume].takes_writes() {
             let number = self.volumes[volume].local.begin();
             last.local = number;
             write.local = Leg::Running;
@@ -401,8 +407,9 @@ impl Engine {
             Protocol::B => AckKind::Received,
             Protocol::A | Protocol::C => AckKind::Written,
         };
-        // The promise of a FUA write reaches the peer's medium only under protocol C.
-        let fua = write.fua && self.config.protocol == Protocol::C;
+        // The promise of a FUA write reaches the peer's medium under protocol C, and where the
+        // peer's is the only copy.
+        let fua = write.fua && self.peer_must_keep(write.volume);
         let message = Message::Write {
             volume: self.volumes[write.volume].id,
             span: write.span,
@@ -472,6 +479,7 @@ impl Engine {
     /// A range that the peer's copy lacks from now on.
     pub(super) fn peer_lacks(&mut self, volume: usize, span: Span) {
         self.transfer.void_syncs(volume, span);
+        self.abandon_adoption(volume);
         self.volumes[volume].bitmap.set_span(span);
         self.sync_touched(volume, span);
     }
@@ -479,7 +487,7 @@ impl Engine {
     /// Whether it is recorded that the peer's copy alone counts; an error when it will not be.
     fn left_to_peer(&self, volume: usize) -> Result<bool, IoFailure> {
         match self.volumes[volume].own_disk {
-            OwnDisk::Left => Ok(true),
+            OwnDisk::Left(_) => Ok(true),
             OwnDisk::Asked(_) if self.replicates(volume) => Ok(false),
             OwnDisk::Asked(_) | OwnDisk::Current => Err(IoFailure::NoData),
         }
@@ -491,8 +499,8 @@ impl Engine {
             Leg::Running | Leg::Received => {
                 broken!(self, AckBeforeLocal) && write.peer != Leg::Running
             }
-            // What a disk wrote that has been lost since does not count.
-            Leg::Done if v.has_disk() => true,
+            // What a disk wrote that has been lost since, or is still being synced, does not count.
+            Leg::Done if v.disk == DiskState::UpToDate => true,
             Leg::Done | Leg::Absent | Leg::Lost => match write.peer {
                 Leg::Done => self.left_to_peer(write.volume)?,
                 Leg::Running | Leg::Received => false,
@@ -557,7 +565,32 @@ impl Engine {
 
     /// Whether requests of the front ends are still open.
     pub(super) fn requests_open(&self) -> bool {
-        !self.writes.is_empty() || !self.reads.is_empty() || !self.flushes.is_empty()
+        !self.writes.is_empty()
+            || !self.reads.is_empty()
+            || !self.flushes.is_empty()
+            || !self.held.is_empty()
+    }
+
+    /// Whether requests of a volume are under way; those that wait for admission are not.
+    pub(super) fn volume_io_open(&self, volume: usize) -> bool {
+        let written = |w: &Write| w.volume == volume && w.stage == Stage::Running;
+        self.writes.values().any(written)
+            || self.reads.values().any(|read| read.volume == volume)
+            || self.flushes.values().any(|flush| flush.volume == volume)
+    }
+
+    /// Writes that wait hold no extents any more: the log is another one.
+    pub(super) fn forget_extents(&mut self, volume: usize) {
+        for write in self.writes.values_mut() {
+            if write.volume == volume && write.stage != Stage::Running {
+                write.stage = Stage::Waiting;
+            }
+        }
+    }
+
+    /// Whether what is promised to be stable must be so on the peer.
+    fn peer_must_keep(&self, volume: usize) -> bool {
+        self.config.protocol == Protocol::C || self.volumes[volume].disk != DiskState::UpToDate
     }
 
     /// The link is gone: writes on their way are not known to be on the peer (rule 3).
@@ -695,13 +728,13 @@ impl Engine {
             peer: Leg::Absent,
         };
         let id = self.volumes[volume].id;
-        if self.volumes[volume].disk == DiskState::UpToDate && !broken!(self, ForgetFlush) {
+        if self.volumes[volume].takes_writes() && !broken!(self, ForgetFlush) {
             flush.local = Leg::Running;
             let covers = self.volumes[volume].local.completed();
             let io = self.begin(volume, Pending::LocalFlush { key, covers });
             self.out.push(Action::DiskFlush { io, volume: id });
         }
-        if self.config.protocol == Protocol::C && self.replicates(volume) {
+        if self.peer_must_keep(volume) && self.replicates(volume) {
             flush.peer = Leg::Running;
             if let Some(id) = self.transfer.flush(Some(key), true) {
                 self.send(Message::Flush { flush: id }, None);
@@ -771,7 +804,7 @@ impl Engine {
         if !flush.local.ended() || !flush.peer.ended() {
             return;
         }
-        let here = flush.local == Leg::Done && v.has_disk();
+        let here = flush.local == Leg::Done && v.disk == DiskState::UpToDate;
         // What the flush promises, the peer's copy lacks: it must not be promotable.
         if here && flush.peer == Leg::Lost && v.peer_current && v.bitmap.count() > 0 {
             return self.begin_mint(flush.volume);

@@ -8,13 +8,14 @@ use std::collections::BTreeMap;
 
 use super::action::{Action, Notice};
 use super::config::Config;
-use super::event::{Command, Event, IoOutcome};
+use super::event::{Command, Event, IoOutcome, Request};
 use super::ids::{CommandId, Generation, IoId, LinkId, Term, Time, VolumeId};
 use super::link::Link;
 use super::persist::SlotChange;
 use super::reason::{LinkLoss, Refusal};
 use super::replica::Replica;
 use super::requests::{FlushRequest, ReadRequest, Write};
+use super::retake::Retake;
 use super::roles::{Grant, RoleChange};
 use super::status::{ConnectionState, DiskState, ReplicationState, Role};
 use super::transfer::Transfer;
@@ -89,6 +90,8 @@ pub(super) enum Quiesce {
     Note,
     /// Promotion, demotion or shutdown.
     Role,
+    /// An orderly detach.
+    Close,
 }
 
 /// Why there is no connection although one was wanted, and the last loss.
@@ -126,6 +129,9 @@ pub struct Engine {
     /// Generations of a primary without a disk that are being stored here.
     pub(super) generation_acks: Vec<(usize, Generation, u64)>,
     pub(super) attaching: Vec<(CommandId, usize, u64)>,
+    /// A disk on its way back to this primary, and requests that wait for the peer meanwhile.
+    pub(super) retake: Option<Retake>,
+    pub(super) held: Vec<Request>,
     pub(super) track_exact: bool,
     pub(super) serving: bool,
     pub(super) sync_buffers: Vec<u32>,
@@ -167,6 +173,8 @@ impl Engine {
             farewell: None,
             generation_acks: Vec::new(),
             attaching: Vec::new(),
+            retake: None,
+            held: Vec::new(),
             track_exact: true,
             serving: false,
             sync_buffers: (0..config.resync_buffers).rev().collect(),
@@ -219,6 +227,8 @@ impl Engine {
         self.settle_metadata();
         self.settle_mints();
         self.settle_attaches();
+        self.settle_closings();
+        self.settle_retake();
         self.settle_generation_acks();
         self.settle_replica();
         self.settle_handshake();

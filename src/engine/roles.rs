@@ -335,6 +335,8 @@ impl Engine {
             if self.volumes[index].has_disk() {
                 self.set_disk(index, DiskState::UpToDate);
             }
+            let v = &mut self.volumes[index];
+            v.live_block = v.shape().logical_block;
         }
         self.serving = true;
         self.out.push(Action::Serve {

@@ -1,8 +1,8 @@
 //! The source of a sync: walks the dirty bitmap, copies or compares block by block, finishes.
 //!
 //! A block is *claimed* first: from then on no application write may start over it, and it is
-//! read only when those under way have ended at the peer too (rule 9). Its claim ends with the
-//! target's answer; its bits are cleared when a later flush of the target has made it durable
+//! read only when those under way have ended at the peer too (rule 9). Where the target is the
+//! primary, its writes come from there: see `retake`. The claim ends with the target's answer; its bits are cleared when a later flush of the target has made it durable
 //! (rule 2).
 
 use std::collections::BTreeMap;
@@ -68,6 +68,13 @@ impl Sync {
         self.total
     }
 
+    fn reads(&self, span: Span) -> bool {
+        let reading = |block: &Block| block.stage == Stage::Reading;
+        self.blocks
+            .values()
+            .any(|block| reading(block) && block.span.overlaps(span))
+    }
+
     fn claims(&self, span: Span) -> bool {
         self.blocks.values().any(|block| block.span.overlaps(span))
     }
@@ -81,6 +88,21 @@ impl Engine {
                 .sync
                 .as_ref()
                 .is_some_and(|sync| sync.claims(span))
+    }
+
+    /// Whether a write over the range may not start here: a sync block is claimed, or one of the
+    /// peer is on its way to the disk.
+    pub(super) fn sync_holds(&self, volume: usize, span: Span) -> bool {
+        self.sync_claims(volume, span) || self.replica_over(volume, span)
+    }
+
+    /// Whether a sync block over the range is being read.
+    pub(super) fn sync_reads(&self, volume: usize, span: Span) -> bool {
+        !broken!(self, ResyncOverwritesNewer)
+            && self.volumes[volume]
+                .sync
+                .as_ref()
+                .is_some_and(|sync| sync.reads(span))
     }
 
     pub(super) fn settle_sync(&mut self) {
@@ -144,7 +166,9 @@ impl Engine {
         let Some(block) = self.block(volume, id) else {
             return;
         };
-        if self.write_under_way(volume, block.span) && !broken!(self, ResyncOverwritesNewer) {
+        let written =
+            self.write_under_way(volume, block.span) || self.replica_over(volume, block.span);
+        if written && !broken!(self, ResyncOverwritesNewer) {
             return;
         }
         // A buffer is held only while the disk fills it, so that two nodes that sync from each

@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
+use super::action::Shape;
 use super::activity_log::ActivityLog;
 use super::bitmap::Bitmap;
-use super::ids::{Generation, NodeId, VolumeId};
+use super::ids::{CommandId, Generation, NodeId, Time, VolumeId};
 use super::persist::{PeerRecord, Superblock};
 use super::status::{DiskState, ReplicationState};
 use super::sync::Sync;
@@ -71,8 +72,34 @@ pub(super) enum OwnDisk {
     Current,
     /// The peer was asked to store this generation.
     Asked(Generation),
-    /// The peer has stored it.
-    Left,
+    /// The peer has stored it: the data is there, until a sync has brought it back.
+    Left(Generation),
+}
+
+/// An orderly detach: the disk takes no part any more, its metadata is brought to an end.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Closing {
+    pub(super) command: CommandId,
+    /// A disk that does not answer is closed as it is.
+    pub(super) deadline: Time,
+    pub(super) step: ClosingStep,
+}
+
+/// What an orderly detach waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ClosingStep {
+    /// Operations under way, and the record that the peer's copy alone counts.
+    Draining,
+    Flushing,
+    /// This version of the superblock, and every page of the bitmap.
+    Storing(u64),
+}
+
+/// What front ends must know of a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct DiskTraits {
+    pub(super) logical_block: u32,
+    pub(super) discard: bool,
 }
 
 /// Counters for `status`, bytes.
@@ -97,6 +124,13 @@ pub(super) struct Volume {
     pub(super) capacity: u64,
     pub(super) size: u64,
     pub(super) logical_block: u32,
+    pub(super) discard: bool,
+    /// What the peer said of its disk when it last had one.
+    pub(super) peer_disk_traits: Option<DiskTraits>,
+    /// Block size of the device in use, while primary.
+    pub(super) live_block: u32,
+    /// What front ends were last told.
+    pub(super) told: Option<Shape>,
     pub(super) volatile: bool,
     pub(super) superblock: Superblock,
     /// Version of `superblock` in memory, on disk, and on its way.
@@ -122,6 +156,7 @@ pub(super) struct Volume {
     /// peer lacks completes.
     pub(super) peer_current: bool,
     pub(super) own_disk: OwnDisk,
+    pub(super) closing: Option<Closing>,
     /// In this session the generation of this disk was compared with the peer's.
     pub(super) compared: bool,
     pub(super) sync: Option<Sync>,
@@ -139,6 +174,10 @@ impl Volume {
             capacity: 0,
             size: 0,
             logical_block: 512,
+            discard: false,
+            peer_disk_traits: None,
+            live_block: 512,
+            told: None,
             volatile: true,
             superblock: Superblock::fresh(node, 1),
             version: 0,
@@ -157,6 +196,7 @@ impl Volume {
             mint: None,
             peer_current: false,
             own_disk: OwnDisk::Current,
+            closing: None,
             compared: false,
             sync: None,
             counters: Counters::default(),
@@ -166,6 +206,39 @@ impl Volume {
     /// Whether a disk is attached and working.
     pub(super) fn has_disk(&self) -> bool {
         self.disk >= DiskState::Inconsistent
+    }
+
+    /// Whether metadata can be written: also to a disk that is being closed in order.
+    pub(super) fn has_metadata(&self) -> bool {
+        self.has_disk() || self.closing.is_some()
+    }
+
+    /// Whether the primary's writes go to its own disk: it counts, or is on its way to it.
+    pub(super) fn takes_writes(&self) -> bool {
+        self.disk == DiskState::UpToDate
+            || (self.has_disk() && self.replication == ReplicationState::SyncTarget)
+    }
+
+    /// What applications may be offered: blocks that are whole on both disks, and discard where
+    /// both give blocks back (rule 11). A peer that was never met limits nothing; one that cannot
+    /// serve the device in use is refused when it comes.
+    pub(super) fn shape(&self) -> Shape {
+        let peer = self.peer_disk_traits;
+        Shape {
+            bytes: self.size,
+            logical_block: self.logical_block.max(peer.map_or(0, |p| p.logical_block)),
+            discard: self.discard && peer.is_none_or(|p| p.discard),
+        }
+    }
+
+    /// The generation of the data that this node works with: of its own disk, or of the peer's.
+    pub(super) fn data_generation(&self) -> Generation {
+        match self.own_disk {
+            OwnDisk::Asked(generation) | OwnDisk::Left(generation) if !self.has_disk() => {
+                generation
+            }
+            _ => self.superblock.current,
+        }
     }
 
     /// The peer's record in the superblock.
@@ -192,7 +265,7 @@ impl Volume {
 
     /// Whether version `version` of the superblock is on disk. Without a disk nothing is awaited.
     pub(super) fn stored(&self, version: u64) -> bool {
-        self.durable >= version || !self.has_disk()
+        self.durable >= version || !self.has_metadata()
     }
 
     /// Whether everything in the superblock is on disk.
@@ -202,7 +275,7 @@ impl Volume {
 
     /// Version that a write of the superblock would store now, when there is something to store.
     pub(super) fn unstored(&self) -> Option<u64> {
-        (self.version > self.durable && self.writing.is_none() && self.has_disk())
+        (self.version > self.durable && self.writing.is_none() && self.has_metadata())
             .then_some(self.version)
     }
 
@@ -230,6 +303,18 @@ impl Volume {
             self.remember(old);
         }
         self.change(|superblock| superblock.current = generation)
+    }
+
+    /// The ancestry of that data, newest first.
+    pub(super) fn ancestry(&self) -> Vec<Generation> {
+        let own = self.superblock.current;
+        let left = self.data_generation() != own && !self.superblock.history.contains(&own);
+        let history = self.superblock.history.iter().copied();
+        left.then_some(own)
+            .into_iter()
+            .chain(history)
+            .take(HISTORY)
+            .collect()
     }
 
     /// Adds a generation to the ancestry.

@@ -95,6 +95,7 @@ fn read(descriptors: Vec<OwnedFd>, internal_meta: bool) -> Result<OpenedDisk, At
         placement,
         logical_block: traits.logical_block,
         volatile_cache: traits.volatile_cache,
+        discard: traits.discard_zeroes,
     };
     if internal_meta {
         let device_bytes = traits.bytes;

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use lockstep_transport::hello::{
-    Direction, Handshake, HelloConfig, HelloError, Progress, Refusal, Secret,
+    Agreed, Direction, Handshake, HelloConfig, HelloError, Progress, Refusal, Secret,
 };
 use lockstep_transport::socket::{SocketProfile, Tuning};
 use tokio::net::TcpListener;
@@ -18,6 +18,7 @@ use tokio_uring::buf::BoundedBuf;
 
 use super::lines::{First, connect, first};
 use super::orders::{LinkWish, Order, Orders};
+use super::wire::FEATURES;
 use crate::agent::protocol::ServeConfig;
 use crate::engine::NodeId;
 
@@ -236,12 +237,13 @@ impl Connector {
             let _ = socket.shutdown(Shutdown::Both);
             return Err(ConnectError::Timeout);
         };
-        done?;
+        let features = done?.features;
         let (taken, answer) = oneshot::channel();
         self.orders.send(Order::Link {
             socket: socket.into(),
             peer: NodeId(self.hello.peer),
             low_water: self.profile.low_water(),
+            features,
             taken,
         });
         // An error means that the ring thread is ending.
@@ -250,7 +252,11 @@ impl Connector {
         Ok(())
     }
 
-    async fn shake(&self, socket: &TcpStream, direction: Direction) -> Result<(), ConnectError> {
+    async fn shake(
+        &self,
+        socket: &TcpStream,
+        direction: Direction,
+    ) -> Result<Agreed, ConnectError> {
         let mut nonce = [0; 32];
         getrandom::fill(&mut nonce).map_err(|error| io::Error::other(error.to_string()))?;
         let mut handshake = Handshake::new(HelloConfig {
@@ -259,7 +265,7 @@ impl Connector {
             node: self.hello.node,
             peer: self.hello.peer,
             secret: self.hello.secret.clone(),
-            features: 0,
+            features: FEATURES,
             nonce,
         })?;
         // A duplicate: tokio-uring gives no descriptor back.
@@ -280,9 +286,9 @@ impl Connector {
             let last_words = handshake.output();
             match progress {
                 Ok(Progress::More) => send(&stream, last_words).await?,
-                Ok(Progress::Done(_)) => {
+                Ok(Progress::Done(agreed)) => {
                     send(&stream, last_words).await?;
-                    return Ok(());
+                    return Ok(agreed);
                 }
                 Err(error) => {
                     // The peer may have left; our reason is the one to report.

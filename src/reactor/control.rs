@@ -184,6 +184,11 @@ impl Shared {
                 self.command(Command::Invalidate { volume }).await
             }
             ServeRequest::Status => self.status().await,
+            ServeRequest::QueueFreezes { volume } => {
+                let volume = VolumeId(volume);
+                self.ask(|reply| Order::QueueFreezes { volume, reply })
+                    .await
+            }
             ServeRequest::QueueConfirmed { volume } => {
                 let volume = VolumeId(volume);
                 self.ask(|reply| Order::QueueConfirmed { volume, reply })

@@ -5,6 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::orders::{Order, Orders};
+use crate::engine::Shape;
 use crate::target::ublk::{DEFAULT_DEPTH, DeviceInfo, Geometry, UblkControl, UblkError, UblkQueue};
 
 /// How long the driver may take for a step.
@@ -18,9 +19,7 @@ pub struct Wanted {
     pub attempt: u64,
     pub minor: u32,
     pub cookie: u64,
-    /// Bytes.
-    pub size: u64,
-    pub logical_block: u32,
+    pub shape: Shape,
 }
 
 /// What a helper thread tells the ring thread.
@@ -110,21 +109,20 @@ fn bring_up(
         index,
         attempt,
         minor,
-        size,
-        logical_block,
+        shape,
         ..
     } = wanted;
     if way == Way::Added {
         let geometry = Geometry {
-            size,
-            logical_block,
+            size: shape.bytes,
+            logical_block: shape.logical_block,
             physical_block: 4096,
             io_opt: 4096,
-            discard: Some(4096),
+            discard: shape.discard.then_some(4096),
         };
         control.set_params(minor, &geometry)?;
     }
-    let queue = Box::new(UblkQueue::open(info, size, LIMIT)?);
+    let queue = Box::new(UblkQueue::open(info, shape.bytes, LIMIT)?);
     orders.send(Order::Device(DeviceOrder::Opened {
         index,
         attempt,

@@ -6,10 +6,23 @@
 //! that nothing of it is in the ring or at the engine any more.
 //!
 //! A ublk device is added and started by a helper thread, because these calls wait, also for this
-//! very thread ([`super::device`]). Until the agent has made the device's queue settings, changing
-//! requests are held here, so that both copies get the same bytes.
+//! very thread ([`super::device`]). Until the agent has made the device's queue settings no
+//! changing request passes, so that both copies get the same bytes. What can arrive before is a
+//! write of somebody who opened the node between START_DEV and the answer to `primary` (before
+//! START_DEV there is no node, udev only reads), or after a recovery what the predecessor left.
+//! Making a setting freezes the queue: the kernel lets nothing new in and waits for what is in.
+//! So the order is:
+//!
+//! 1. The node appears: changing requests are *held*; reads and flushes go on.
+//! 2. The agent finds the settings in force, as after a recovery: what is held goes on.
+//! 3. Otherwise it announces the freeze: what is held fails, and so does what still comes. The
+//!    freeze then waits only for reads and flushes, which wait for nobody, so it ends; and with it
+//!    the settings, after which everything goes on. How many writes failed is in the device's
+//!    `reason`.
+//! 4. An agent that does neither is waited for for [`HOLD_LIMIT`]; then what is held fails.
 
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use lockstep_transport::ring::RingFull;
 
@@ -19,10 +32,16 @@ use super::device::{self, DeviceOrder};
 use super::orders::Orders;
 use super::ring::{Owner, Ring};
 use crate::agent::protocol::{FrontEnd, ServeConfig, ServeNotice, ServeVolume};
-use crate::engine::{Event, IoFailure, Op, Request, RequestId, Time, VolumeId};
+use crate::engine::{Event, IoFailure, Op, Request, RequestId, Shape, Time, VolumeId};
 use crate::target::nbd::{Export, NbdOptions, NbdServer, NbdSetupError};
 use crate::target::ublk::UblkQueue;
 use crate::target::{Target, TargetEvent};
+
+/// How long a changing request waits for the agent.
+const HOLD_LIMIT: Duration = Duration::from_secs(30);
+
+/// What a request gets that came too early.
+const TOO_EARLY: IoFailure = IoFailure::Disk(5);
 
 /// Bits of a request's number that are the tag.
 const TAG_BITS: u32 = 16;
@@ -38,6 +57,17 @@ enum Mode {
     Serving { size: u64 },
 }
 
+/// What becomes of changing requests: see the module's text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Gate {
+    /// The oldest that is held came then.
+    Holding {
+        since: Option<Time>,
+    },
+    Failing,
+    Open,
+}
+
 /// A request at the engine.
 #[derive(Clone, Copy, Debug, Default)]
 struct Running {
@@ -50,8 +80,7 @@ struct Front {
     config: ServeVolume,
     /// Of an NBD export; every server gets a duplicate.
     listener: Option<OwnedFd>,
-    size: u64,
-    logical_block: u32,
+    shape: Shape,
     target: Option<Box<dyn Target>>,
     mode: Mode,
     stopping: bool,
@@ -62,12 +91,14 @@ struct Front {
     attempt: u64,
     /// The block device exists.
     started: bool,
-    /// The agent has made the queue settings.
-    confirmed: bool,
+    gate: Gate,
     /// It has failed, or was stopped from outside: not opened again by itself.
     gone: bool,
     failure: Option<String>,
     held: Vec<(u32, Op)>,
+    /// Tags to be failed, and how many have been.
+    turned_away: Vec<u32>,
+    early: u64,
     running: Vec<Running>,
 }
 
@@ -117,6 +148,7 @@ impl Fronts {
         for front in &mut self.fronts {
             front.gone = false;
             front.failure = None;
+            front.early = 0;
         }
     }
 
@@ -127,28 +159,46 @@ impl Fronts {
         }
     }
 
-    /// The usable size of a volume, bytes.
-    pub fn size(&mut self, index: usize, bytes: u64) {
+    /// What a volume looks like from its next opening on.
+    pub fn shape(&mut self, index: usize, shape: Shape) {
         if let Some(front) = self.fronts.get_mut(index) {
-            front.size = bytes;
-        }
-    }
-
-    /// The smallest unit of the volume's disk, bytes.
-    pub fn logical_block(&mut self, index: usize, bytes: u32) {
-        if let Some(front) = self.fronts.get_mut(index) {
-            front.logical_block = bytes;
+            front.shape = shape;
         }
     }
 
     /// The agent has made the queue settings of a volume's device.
     pub fn confirm(&mut self, index: usize, now: Time, events: &mut Vec<Event>) {
         if let Some(front) = self.fronts.get_mut(index) {
-            front.confirmed = true;
+            front.gate = Gate::Open;
             for (tag, op) in std::mem::take(&mut front.held) {
                 front.hand_on(tag, op, now, events);
             }
         }
+    }
+
+    /// The agent is about to make the queue settings, which waits for every open request.
+    pub fn expect_freeze(&mut self, index: usize) {
+        if let Some(front) = self.fronts.get_mut(index) {
+            front.gate = Gate::Failing;
+            front.turn_held_away();
+        }
+    }
+
+    /// When `settle` has something to do without news.
+    pub fn next_deadline(&self) -> Option<Time> {
+        let limits = self.fronts.iter().filter_map(Front::held_until);
+        limits.min()
+    }
+
+    /// What the administrator may want to know about the volume with this index.
+    pub fn note(&self, index: usize) -> Option<String> {
+        let early = self.fronts.get(index)?.early;
+        (early > 0).then(|| {
+            format!(
+                "{early} writes came before the device was ready and have failed: use it after \
+                 `primary` has succeeded"
+            )
+        })
     }
 
     /// What the agent must know since the last call.
@@ -282,6 +332,7 @@ impl Fronts {
     pub fn settle(&mut self, ring: &mut Ring, orders: &Orders, now: Time, events: &mut Vec<Event>) {
         for front in &mut self.fronts {
             front.retry_start(ring);
+            front.turn_away(ring, now);
             let goal = front.goal(self.want);
             if front.mode == goal || front.stopping || front.opening {
                 continue;
@@ -305,8 +356,11 @@ impl Front {
             index,
             config,
             listener,
-            size: 0,
-            logical_block: 512,
+            shape: Shape {
+                bytes: 0,
+                logical_block: 512,
+                discard: false,
+            },
             target: None,
             mode: Mode::Nothing,
             stopping: false,
@@ -314,10 +368,12 @@ impl Front {
             opening: false,
             attempt: 0,
             started: false,
-            confirmed: false,
+            gate: Gate::Open,
             gone: false,
             failure: None,
             held: Vec::new(),
+            turned_away: Vec::new(),
+            early: 0,
             running: Vec::new(),
         }
     }
@@ -331,20 +387,21 @@ impl Front {
     }
 
     fn goal(&self, want: bool) -> Mode {
-        match (want && self.size > 0, self.is_device()) {
+        let size = self.shape.bytes;
+        match (want && size > 0, self.is_device()) {
             (true, true) => match self.mode {
                 // A device that exists keeps its size.
                 serving @ Mode::Serving { .. } => serving,
-                _ => Mode::Serving { size: self.size },
+                _ => Mode::Serving { size },
             },
-            (true, false) => Mode::Serving { size: self.size },
+            (true, false) => Mode::Serving { size },
             (false, true) => Mode::Nothing,
             (false, false) => Mode::Refusing,
         }
     }
 
     fn complete_and_serving(&self) -> bool {
-        let ready = !self.is_device() || (self.started && self.confirmed);
+        let ready = !self.is_device() || (self.started && self.gate == Gate::Open);
         matches!(self.mode, Mode::Serving { .. }) && ready && !self.stopping
     }
 
@@ -367,14 +424,16 @@ impl Front {
         };
         self.opening = true;
         self.started = false;
-        self.confirmed = false;
+        self.gate = Gate::Holding { since: None };
         let wanted = device::Wanted {
             index: self.index,
             attempt: self.attempt,
             minor,
             cookie: self.config.cookie,
-            size,
-            logical_block: self.logical_block,
+            shape: Shape {
+                bytes: size,
+                ..self.shape
+            },
         };
         device::open(wanted, orders.clone());
     }
@@ -383,7 +442,7 @@ impl Front {
         match self.nbd(goal, refusal) {
             Ok(server) => {
                 self.mode = goal;
-                self.confirmed = true;
+                self.gate = Gate::Open;
                 self.run(ring, Box::new(server));
             }
             Err(error) => self.fail(error.to_string()),
@@ -407,7 +466,8 @@ impl Front {
             name: export.clone(),
             description: format!("lockstep volume {}", self.config.volume),
             size,
-            min_block: self.logical_block,
+            min_block: self.shape.logical_block,
+            discard: self.shape.discard,
             read_only: false,
         };
         NbdServer::new(listener, export, NbdOptions::default())
@@ -415,7 +475,9 @@ impl Front {
 
     /// The helper thread has made the queue of a device.
     fn begin(&mut self, ring: &mut Ring, queue: Box<UblkQueue>) {
-        self.mode = Mode::Serving { size: self.size };
+        self.mode = Mode::Serving {
+            size: self.shape.bytes,
+        };
         self.run(ring, queue);
     }
 
@@ -450,13 +512,17 @@ impl Front {
     ) {
         for event in news.drain(..) {
             match event {
-                TargetEvent::Request { tag, op } => {
-                    if self.confirmed || matches!(op, Op::Read { .. } | Op::Flush) {
+                TargetEvent::Request { tag, op } => match &mut self.gate {
+                    _ if matches!(op, Op::Read { .. } | Op::Flush) => {
                         self.hand_on(tag, op, now, events);
-                    } else {
+                    }
+                    Gate::Open => self.hand_on(tag, op, now, events),
+                    Gate::Failing => self.turned_away.push(tag),
+                    Gate::Holding { since } => {
+                        since.get_or_insert(now);
                         self.held.push((tag, op));
                     }
-                }
+                },
                 TargetEvent::Stopped => {
                     // Stopped without our asking: by the agent, before it demotes.
                     self.gone = !self.stopping;
@@ -464,11 +530,39 @@ impl Front {
                     self.target = None;
                     self.mode = Mode::Nothing;
                     self.held.clear();
+                    self.turned_away.clear();
                     if let FrontEnd::Ublk { minor } = self.config.front {
                         let volume = self.config.volume;
                         notices.push(ServeNotice::DeviceStopped { volume, minor });
                     }
                 }
+            }
+        }
+    }
+
+    fn turn_held_away(&mut self) {
+        let held = self.held.drain(..).map(|(tag, _)| tag);
+        self.turned_away.extend(held);
+    }
+
+    fn held_until(&self) -> Option<Time> {
+        match self.gate {
+            Gate::Holding { since } => since.map(|since| since.after(HOLD_LIMIT)),
+            Gate::Failing | Gate::Open => None,
+        }
+    }
+
+    /// Fails what came too early or was held too long.
+    fn turn_away(&mut self, ring: &mut Ring, now: Time) {
+        if self.held_until().is_some_and(|until| until <= now) {
+            self.gate = Gate::Holding { since: None };
+            self.turn_held_away();
+        }
+        let owner = self.owner();
+        if let Some(target) = &mut self.target {
+            for tag in self.turned_away.drain(..) {
+                self.early += 1;
+                target.complete(&mut ring.port(owner), tag, Err(TOO_EARLY));
             }
         }
     }
@@ -495,6 +589,8 @@ impl Front {
 
 #[cfg(test)]
 mod tests {
+    use lockstep_transport::ring::Submitter;
+
     use super::*;
 
     #[test]
@@ -502,5 +598,133 @@ mod tests {
         for (index, tag) in [(0, 0), (63, 127), (1, 65_535)] {
             assert_eq!(parts(number(index, tag)), (index, tag));
         }
+    }
+
+    /// A target that only notes what it is told.
+    #[derive(Default)]
+    struct Fake {
+        completed: std::rc::Rc<std::cell::RefCell<Vec<(u32, Result<(), IoFailure>)>>>,
+        buffer: [u8; 8],
+    }
+
+    impl Target for Fake {
+        fn depth(&self) -> u32 {
+            8
+        }
+
+        fn start(&mut self, _: &mut dyn Submitter) -> Result<(), RingFull> {
+            Ok(())
+        }
+
+        fn on_completion(
+            &mut self,
+            _: &mut dyn Submitter,
+            _: u32,
+            _: i32,
+            _: u32,
+            _: &mut Vec<TargetEvent>,
+        ) {
+        }
+
+        fn buffer(&mut self, _: u32) -> &mut [u8] {
+            &mut self.buffer
+        }
+
+        fn complete(&mut self, _: &mut dyn Submitter, tag: u32, result: Result<(), IoFailure>) {
+            self.completed.borrow_mut().push((tag, result));
+        }
+
+        fn stop(&mut self, _: &mut dyn Submitter, events: &mut Vec<TargetEvent>) {
+            events.push(TargetEvent::Stopped);
+        }
+    }
+
+    const SECOND: u64 = 1_000_000_000;
+
+    /// A block device that has just appeared, with one request of each sort that arrived.
+    fn young(ring: &mut Ring) -> (Fronts, Vec<Event>, Fake) {
+        let config = crate::reactor::status::tests::config();
+        let mut fronts = Fronts::new(&config, vec![None]);
+        let fake = Fake::default();
+        let shown = Fake {
+            completed: std::rc::Rc::clone(&fake.completed),
+            ..Fake::default()
+        };
+        let front = &mut fronts.fronts[0];
+        front.mode = Mode::Serving { size: 4096 };
+        front.started = true;
+        front.gate = Gate::Holding { since: None };
+        front.run(ring, Box::new(fake));
+        let mut events = Vec::new();
+        arrive(&mut fronts, 0, &mut events);
+        (fronts, events, shown)
+    }
+
+    fn arrive(fronts: &mut Fronts, now: u64, events: &mut Vec<Event>) {
+        let span = crate::engine::Span::new(0, 512);
+        let ops = [
+            Op::Read { span },
+            Op::Flush,
+            Op::Write { span, fua: false },
+            Op::Discard { span },
+        ];
+        let mut news: Vec<_> = ops
+            .into_iter()
+            .zip(0..)
+            .map(|(op, tag)| TargetEvent::Request { tag, op })
+            .collect();
+        let mut notices = Vec::new();
+        fronts.fronts[0].take(&mut news, Time(now), events, &mut notices);
+    }
+
+    #[test]
+    fn a_young_device_holds_changes_until_its_settings_are_confirmed() {
+        let mut ring = Ring::new(&crate::reactor::ring::waker().unwrap()).unwrap();
+        let (mut fronts, mut events, fake) = young(&mut ring);
+        assert_eq!(events.len(), 2, "reads and flushes go on");
+        assert!(!fronts.serving(0) && fronts.next_deadline().is_some());
+        // In force already, as after a recovery: nothing fails.
+        fronts.confirm(0, Time(1), &mut events);
+        assert_eq!(events.len(), 4);
+        assert!(fronts.serving(0) && fronts.note(0).is_none() && fronts.next_deadline().is_none());
+        assert!(fake.completed.borrow().is_empty());
+    }
+
+    #[test]
+    fn nothing_that_a_freeze_would_wait_for_is_kept() {
+        let mut ring = Ring::new(&crate::reactor::ring::waker().unwrap()).unwrap();
+        let (mut fronts, mut events, fake) = young(&mut ring);
+        fronts.expect_freeze(0);
+        // What slips in between the announcement and the freeze.
+        arrive(&mut fronts, 1, &mut events);
+        let orders = crate::reactor::orders::orders(crate::reactor::ring::waker().unwrap()).0;
+        fronts.want = true;
+        fronts.fronts[0].shape.bytes = 4096;
+        fronts.settle(&mut ring, &orders, Time(2), &mut events);
+        let failed = Err(TOO_EARLY);
+        assert_eq!(
+            *fake.completed.borrow(),
+            [(2, failed), (3, failed), (2, failed), (3, failed)]
+        );
+        assert_eq!(events.len(), 4, "reads and flushes of both rounds");
+        assert!(fronts.note(0).unwrap().starts_with("4 writes"));
+        fronts.confirm(0, Time(3), &mut events);
+        arrive(&mut fronts, 4, &mut events);
+        assert_eq!(events.len(), 8, "everything passes");
+    }
+
+    #[test]
+    fn an_agent_that_never_comes_is_not_waited_for_for_ever() {
+        let mut ring = Ring::new(&crate::reactor::ring::waker().unwrap()).unwrap();
+        let (mut fronts, mut events, fake) = young(&mut ring);
+        let orders = crate::reactor::orders::orders(crate::reactor::ring::waker().unwrap()).0;
+        fronts.want = true;
+        fronts.fronts[0].shape.bytes = 4096;
+        fronts.settle(&mut ring, &orders, Time(29 * SECOND), &mut events);
+        assert!(fake.completed.borrow().is_empty());
+        let due = fronts.next_deadline().unwrap();
+        fronts.settle(&mut ring, &orders, due, &mut events);
+        assert_eq!(fake.completed.borrow().len(), 2);
+        assert_eq!(fronts.next_deadline(), None);
     }
 }

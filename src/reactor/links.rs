@@ -36,6 +36,7 @@ struct Entry {
     id: LinkId,
     owner: Owner,
     link: TcpLink,
+    features: u64,
     /// A goodbye is queued: the frames so far get a chance to leave.
     goodbye: bool,
     /// The engine knows that the link has ended.
@@ -69,7 +70,14 @@ impl Links {
     }
 
     /// Takes over a connection whose transport handshake is done.
-    pub fn add(&mut self, ring: &mut Ring, socket: OwnedFd, low_water: Option<u32>) -> LinkId {
+    /// `features` were agreed in it.
+    pub fn add(
+        &mut self,
+        ring: &mut Ring,
+        socket: OwnedFd,
+        low_water: Option<u32>,
+        features: u64,
+    ) -> LinkId {
         let id = LinkId(u64::from(self.next));
         let owner = Owner(Owner::LINK + self.next);
         self.next += 1;
@@ -83,6 +91,7 @@ impl Links {
             id,
             owner,
             link,
+            features,
             goodbye: false,
             ended: false,
             over: false,
@@ -104,7 +113,7 @@ impl Links {
     pub fn send(&mut self, id: LinkId, envelope: Envelope, data: &[u8], events: &mut Vec<Event>) {
         let Some(entry) = self.entry(id) else { return };
         entry.goodbye |= matches!(envelope.message, Message::Goodbye { .. });
-        match entry.link.queue(&to_wire(envelope), data) {
+        match entry.link.queue(&to_wire(envelope, entry.features), data) {
             // A link that has ended says so by itself.
             Ok(_) | Err(QueueError::Closed) => {}
             Err(QueueError::Full) => entry.fail(LinkLoss::Protocol("send queue overflow"), events),

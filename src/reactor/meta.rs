@@ -388,6 +388,7 @@ mod tests {
                 placement: Placement::Internal { device_bytes: SIZE },
                 logical_block: BLOCK,
                 volatile_cache: false,
+                discard: false,
             };
             recover(&mut Reader(self.file.as_file()), &medium)
                 .unwrap()

@@ -41,13 +41,20 @@ pub enum Order {
         peer: NodeId,
         /// TCP_NOTSENT_LOWAT in bytes.
         low_water: Option<u32>,
+        /// What both sides have.
+        features: u64,
         /// Answered when the link counts as up.
         taken: oneshot::Sender<()>,
     },
     Status {
         reply: oneshot::Sender<Snapshot>,
     },
-    /// The agent has made the queue settings of a volume's device.
+    /// The agent is about to make the queue settings of a volume's device.
+    QueueFreezes {
+        volume: VolumeId,
+        reply: Reply,
+    },
+    /// It has made them.
     QueueConfirmed {
         volume: VolumeId,
         reply: Reply,

@@ -234,8 +234,8 @@ fn of_other_refusal(refusal: &Refusal, names: Names<'_>) -> Reason {
         ),
         Refusal::BlockSizeMismatch { volume } => refused(
             format!(
-                "volume {volume}: the disk of {peer} has larger logical blocks than the device \
-                 in use"
+                "volume {volume}: the device in use has smaller logical blocks than the disk of \
+                 the other node"
             ),
             format!(
                 "`lockstep secondary {resource}` on the primary, then connect: the device is \

@@ -132,7 +132,7 @@ fn describe(action: &Action) -> (&'static str, u64) {
             result: Err(_),
         } => ("command refused", command.0),
         Action::Serve { serve, .. } => ("serve", u64::from(*serve)),
-        Action::Size { bytes, .. } => ("size", *bytes),
+        Action::Shape { shape, .. } => ("shape", shape.bytes),
         Action::DiskClosed { volume } => ("disk closed", u64::from(volume.0)),
         Action::RecordAtVoter { volume, .. } => ("record at voter", u64::from(volume.0)),
         Action::Track { slot, .. } => ("track", u64::from(*slot)),

@@ -213,7 +213,8 @@ impl Reactor {
         }
         let engine = self.engine.next_deadline();
         let tails = self.tails.iter().map(|tail| tail.deadline).min();
-        let next = engine.into_iter().chain(tails).min()?;
+        let fronts = self.fronts.next_deadline();
+        let next = engine.into_iter().chain(tails).chain(fronts).min()?;
         Some(next.since(clock()))
     }
 
@@ -323,11 +324,19 @@ impl Reactor {
                 socket,
                 peer,
                 low_water,
+                features,
                 taken,
-            } => self.link_up(socket, peer, low_water, taken),
+            } => self.link_up((socket, peer), low_water, features, taken),
             Order::Status { reply } => {
                 // The asker may have left.
                 let _ = reply.send(self.snapshot());
+            }
+            Order::QueueFreezes { volume, reply } => {
+                if let Some(index) = self.index(volume) {
+                    self.fronts.expect_freeze(index);
+                }
+                // The asker may have left.
+                let _ = reply.send(Ok(Value::Null));
             }
             Order::QueueConfirmed { volume, reply } => {
                 if let Some(index) = self.index(volume) {
@@ -372,7 +381,6 @@ impl Reactor {
             return;
         }
         self.disks.attach(index, data, 0);
-        self.fronts.logical_block(index, image.logical_block);
         let waiting = Waiting::Attach(index, reply);
         self.command(Command::Attach { volume, image }, waiting);
     }
@@ -389,12 +397,12 @@ impl Reactor {
 
     fn link_up(
         &mut self,
-        socket: OwnedFd,
-        peer: NodeId,
+        (socket, peer): (OwnedFd, NodeId),
         low_water: Option<u32>,
+        features: u64,
         taken: tokio::sync::oneshot::Sender<()>,
     ) {
-        let link = self.links.add(&mut self.ring, socket, low_water);
+        let link = self.links.add(&mut self.ring, socket, low_water, features);
         self.events.push_back(Event::LinkUp { link, peer });
         self.settle();
         // The asker may have left.
@@ -438,9 +446,9 @@ impl Reactor {
             Action::CloseLink { link } => self.links.close(link),
             Action::CommandDone { command, result } => self.command_done(command, result),
             Action::Serve { serve, .. } => self.fronts.serve(serve),
-            Action::Size { volume, bytes } => {
+            Action::Shape { volume, shape } => {
                 if let Some(index) = self.index(volume) {
-                    self.fronts.size(index, bytes);
+                    self.fronts.shape(index, shape);
                 }
             }
             Action::DiskClosed { volume } => {
@@ -670,6 +678,7 @@ impl Reactor {
             latencies: self.counters.percentiles(index),
             serving: self.fronts.serving(index),
             front_failure: self.fronts.failure(index).map(str::to_owned),
+            front_note: self.fronts.note(index),
             disk_failure: self.disk_failures[index],
             sync_seconds: self.sync_since[index]
                 .map_or(0.0, |since| self.now.since(since).as_secs_f64()),

@@ -16,6 +16,8 @@ pub struct VolumeFacts {
     pub serving: bool,
     /// Why it does not, when it should.
     pub front_failure: Option<String>,
+    /// What happened to its early users.
+    pub front_note: Option<String>,
     /// Errno that the disk failed with before it was detached.
     pub disk_failure: Option<i32>,
     /// Seconds since the running sync began.
@@ -104,7 +106,8 @@ fn device_reason(facts: &VolumeFacts) -> Option<String> {
         let error = std::io::Error::from_raw_os_error(errno);
         format!("the disk failed and was detached: {error}; mend it, then `lockstep attach`")
     });
-    facts.front_failure.clone().or(disk)
+    let note = || facts.front_note.clone();
+    facts.front_failure.clone().or(disk).or_else(note)
 }
 
 /// Index of a volume in the configuration.

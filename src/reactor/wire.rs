@@ -3,7 +3,7 @@
 //! The two mirror each other one to one. States travel as their position in the engine's lists;
 //! whatever has no meaning for the engine is a [`Meaningless`], which costs the link.
 
-use lockstep_transport::body::{Lanes, WireBitmap, WireState, WireVolume};
+use lockstep_transport::body::{FEATURE_DISCARD, Lanes, WireBitmap, WireState, WireVolume};
 use lockstep_transport::packet::{self, Packet};
 use lockstep_transport::wire;
 
@@ -119,6 +119,7 @@ fn put_volume(state: VolumeState) -> WireVolume {
         dirty_bits: state.dirty_bits,
         crashed_primary: state.crashed_primary,
         want_full: state.want_full,
+        discard: state.discard,
         session: state.session.0,
         session_pending: state.session_pending.0,
         peers: Vec::new(),
@@ -138,12 +139,17 @@ fn take_volume(wire: WireVolume) -> Result<VolumeState, Meaningless> {
         dirty_bits: wire.dirty_bits,
         crashed_primary: wire.crashed_primary,
         want_full: wire.want_full,
+        discard: wire.discard,
         session: Session(wire.session),
         session_pending: Session(wire.session_pending),
     })
 }
 
-fn put_state(state: NodeState) -> WireState {
+fn put_state(state: NodeState, features: u64) -> WireState {
+    let mut volumes: Vec<WireVolume> = state.volumes.into_iter().map(put_volume).collect();
+    if features & FEATURE_DISCARD == 0 {
+        volumes.iter_mut().for_each(|volume| volume.discard = false);
+    }
     WireState {
         round: state.round,
         node: state.node.0,
@@ -152,7 +158,7 @@ fn put_state(state: NodeState) -> WireState {
         nonce: state.nonce,
         protocol: code(&PROTOCOLS, &state.protocol),
         discard_my_data: state.discard_my_data,
-        volumes: state.volumes.into_iter().map(put_volume).collect(),
+        volumes,
     }
 }
 
@@ -188,10 +194,13 @@ fn take_bitmap(wire: WireBitmap) -> BitmapChunk {
     }
 }
 
-/// The envelope as it leaves. There is one lane, so a barrier speaks of that one.
-pub fn to_wire(envelope: Envelope) -> packet::Envelope {
+/// Features of the handshake that this version has.
+pub const FEATURES: u64 = FEATURE_DISCARD;
+
+/// The envelope as it leaves, to a peer with whom `features` were agreed. There is one lane, so a barrier speaks of that one.
+pub fn to_wire(envelope: Envelope, features: u64) -> packet::Envelope {
     let packet = match envelope.message {
-        Message::State(state) => Packet::State(Box::new(put_state(*state))),
+        Message::State(state) => Packet::State(Box::new(put_state(*state, features))),
         Message::Agree {
             round,
             peer_round,
@@ -473,7 +482,7 @@ mod tests {
     fn volume_states() -> impl Strategy<Value = VolumeState> {
         let numbers = prop::array::uniform7(any::<u64>());
         let history = prop::collection::vec(generations(), 0..5);
-        let flags = any::<(u16, u32, bool, bool)>();
+        let flags = any::<(u16, u32, bool, bool, bool)>();
         (numbers, history, disks(), flags).prop_map(|(numbers, history, disk, flags)| {
             let [
                 capacity,
@@ -496,6 +505,7 @@ mod tests {
                 dirty_bits,
                 crashed_primary: flags.2,
                 want_full: flags.3,
+                discard: flags.4,
                 session: Session(session),
                 session_pending: Session(pending),
             }
@@ -656,7 +666,21 @@ mod tests {
     proptest! {
         #[test]
         fn every_message_survives_the_way(envelope in envelopes()) {
-            prop_assert_eq!(from_wire(to_wire(envelope.clone())), Ok(envelope));
+            prop_assert_eq!(from_wire(to_wire(envelope.clone(), FEATURES)), Ok(envelope));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_peer_without_the_feature_hears_nothing_of_discard(message in states()) {
+            let envelope = Envelope {
+                session: Session(1),
+                term: Term::ZERO,
+                frame: 1,
+                message,
+            };
+            let Packet::State(sent) = to_wire(envelope, 0).packet else { panic!("a state") };
+            prop_assert!(sent.volumes.iter().all(|volume| !volume.discard));
         }
     }
 

@@ -102,6 +102,7 @@ pub fn create_md(options: &CreateOptions) -> Result<CreateReport, CreateError> {
         placement,
         logical_block: data.traits().logical_block,
         volatile_cache: data.traits().volatile_cache,
+        discard: data.traits().discard_zeroes,
     };
     let path = options.meta.as_ref().unwrap_or(&options.data);
     let layout = Layout::new(placement, options.max_peers, medium.logical_block);

@@ -49,6 +49,7 @@ fn medium_of(disk: &Disk) -> Medium {
         },
         logical_block: disk.traits().logical_block,
         volatile_cache: disk.traits().volatile_cache,
+        discard: disk.traits().discard_zeroes,
     }
 }
 

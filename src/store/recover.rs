@@ -39,6 +39,8 @@ pub struct Medium {
     pub logical_block: u32,
     /// The data device may lose completed writes until they are flushed.
     pub volatile_cache: bool,
+    /// The data device can give blocks back that read as zeroes afterwards.
+    pub discard: bool,
 }
 
 /// Why a disk cannot be attached.
@@ -202,6 +204,7 @@ pub fn recover(disk: &mut impl ReadAt, medium: &Medium) -> Result<Recovered, Rec
         capacity: layout.usable(),
         logical_block: layout.logical_block(),
         volatile_cache: medium.volatile_cache,
+        discard: medium.discard,
         log: table,
         bitmap: bitmap.words,
         in_flight: None,

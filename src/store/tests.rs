@@ -103,6 +103,7 @@ fn medium(device_bytes: u64) -> Medium {
         placement: Placement::Internal { device_bytes },
         logical_block: 512,
         volatile_cache: true,
+        discard: true,
     }
 }
 

@@ -217,6 +217,7 @@ fn serve(listener: OwnedFd, setup: &Setup, state: &Mutex<State>, stop: &AtomicBo
                 description: "a disk in memory".into(),
                 size: setup.size,
                 min_block: setup.min_block,
+                discard: true,
                 read_only: setup.read_only,
             };
             let options = NbdOptions {

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -14,7 +15,7 @@ use tempfile::TempDir;
 
 use crate::node::Ran;
 use crate::pair::{
-    Pair, Plan, amount, connected, disk_state, noise, synced, text, tool, wait_status,
+    Pair, Plan, amount, connected, disk_state, noise, role, synced, text, tool, wait_status,
 };
 
 const MIB: u64 = 1 << 20;
@@ -143,15 +144,30 @@ fn is_detached(now: &Value) -> bool {
     disk_state(now) == "Diskless" && !reason.is_empty()
 }
 
-/// Gives alpha, which is primary, its disk back: it is taken as secondary only.
+/// Gives alpha, which is primary and in use, its disk back: no request fails meanwhile.
 fn take_back(pair: &Pair) {
-    pair.alpha
-        .run(&["attach", "r0"])
-        .failed(3, "not while this node is primary");
-    pair.alpha.run(&["secondary", "r0"]).ok();
-    pair.alpha.run(&["attach", "r0"]).ok();
-    synced(&pair.alpha);
-    pair.alpha.run(&["primary", "r0"]).ok();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let user = scope.spawn(|| {
+            let mut nbd = pair.nbd("alpha");
+            let mut round = 0;
+            while !stop.load(Ordering::Relaxed) {
+                round += 1;
+                let block = noise(65536, round);
+                nbd.write(round % 16 * 65536, &block)
+                    .expect("a write goes on");
+                let found = nbd.read(round % 16 * 65536, 65536);
+                assert!(found.expect("a read goes on") == block, "round {round}");
+                nbd.flush().expect("a flush goes on");
+            }
+            round
+        });
+        pair.alpha.run(&["attach", "r0"]).ok();
+        synced(&pair.alpha);
+        stop.store(true, Ordering::Relaxed);
+        assert!(user.join().expect("the user goes on") > 1);
+    });
+    assert_eq!(role(&pair.alpha), "Primary");
 }
 
 /// Writes 16 MiB at `base` and reads them back; no request may fail.
@@ -191,7 +207,11 @@ fn a_primary_whose_disk_is_full_goes_on_with_its_peer() {
         (8 * 1024..40 * 1024).contains(&sent),
         "{sent} KiB to catch up"
     );
+    // The peer is not needed any more.
+    pair.beta.run(&["disconnect", "r0"]).ok();
     use_device(&pair, 24 * MIB);
+    pair.beta.run(&["connect", "r0"]).ok();
+    synced(&pair.alpha);
     pair.assert_identical();
 }
 

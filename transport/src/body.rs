@@ -51,6 +51,8 @@ pub struct WireVolume {
     pub dirty_bits: u64,
     pub crashed_primary: bool,
     pub want_full: bool,
+    /// Only where both sides have [`FEATURE_DISCARD`].
+    pub discard: bool,
     pub session: u64,
     pub session_pending: u64,
     /// At most [`MAX_PEERS`].
@@ -210,6 +212,11 @@ fn put_u64s(out: &mut Vec<u8>, values: &[u64]) {
 const STATE_DISCARD_MY_DATA: u8 = 1;
 const VOLUME_CRASHED_PRIMARY: u8 = 1;
 const VOLUME_WANT_FULL: u8 = 2;
+const VOLUME_DISCARD: u8 = 4;
+
+/// Feature bit of the handshake: `State` says of each volume whether its disk can give blocks
+/// back that read as zeroes afterwards.
+pub const FEATURE_DISCARD: u64 = 1;
 
 impl WireState {
     fn check(&self) -> Result<(), BodyFault> {
@@ -294,6 +301,9 @@ impl WireVolume {
         if self.want_full {
             flags |= VOLUME_WANT_FULL;
         }
+        if self.discard {
+            flags |= VOLUME_DISCARD;
+        }
         out.extend_from_slice(&self.volume.to_le_bytes());
         out.extend_from_slice(&[self.disk, flags]);
         out.extend_from_slice(&self.logical_block.to_le_bytes());
@@ -328,7 +338,7 @@ impl WireVolume {
     fn decode(cursor: &mut Cursor<'_>) -> Result<WireVolume, BodyFault> {
         let volume = cursor.u16()?;
         let [disk, flags] = cursor.array()?;
-        let known = VOLUME_CRASHED_PRIMARY | VOLUME_WANT_FULL;
+        let known = VOLUME_CRASHED_PRIMARY | VOLUME_WANT_FULL | VOLUME_DISCARD;
         require(flags & !known == 0, "volume flags")?;
         let logical_block = cursor.u32()?;
         let capacity = cursor.u64()?;
@@ -353,6 +363,7 @@ impl WireVolume {
             dirty_bits,
             crashed_primary: flags & VOLUME_CRASHED_PRIMARY != 0,
             want_full: flags & VOLUME_WANT_FULL != 0,
+            discard: flags & VOLUME_DISCARD != 0,
             session,
             session_pending,
             peers: (0..peers)
@@ -543,6 +554,7 @@ mod tests {
             dirty_bits: 6,
             crashed_primary: true,
             want_full: true,
+            discard: true,
             session: 7,
             session_pending: 8,
             peers: vec![

@@ -74,7 +74,7 @@ fn volume() -> impl Strategy<Value = WireVolume> {
         any::<u32>(),
         0..DISK_STATES,
         vec(any::<u64>(), 0..=MAX_HISTORY),
-        any::<[bool; 2]>(),
+        any::<[bool; 3]>(),
         vec(peer(), 0..=MAX_PEERS),
     )
         .prop_map(|(numbers, logical_block, disk, history, flags, peers)| {
@@ -99,6 +99,7 @@ fn volume() -> impl Strategy<Value = WireVolume> {
                 dirty_bits,
                 crashed_primary: flags[0],
                 want_full: flags[1],
+                discard: flags[2],
                 session,
                 session_pending: pending,
                 peers,

@@ -429,6 +429,7 @@ mod tests {
             description: "a test disk".into(),
             size: 1 << 20,
             min_block: 512,
+            discard: true,
             read_only: false,
         }
     }

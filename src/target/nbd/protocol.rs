@@ -213,6 +213,8 @@ pub struct Export {
     pub size: u64,
     /// Smallest and alignment unit of requests in bytes: a power of two from 512 to 4096.
     pub min_block: u32,
+    /// Blocks can be given back by a trim.
+    pub discard: bool,
     pub read_only: bool,
 }
 
@@ -226,7 +228,8 @@ impl Export {
         flags |= if self.read_only {
             TRANSMIT_READ_ONLY
         } else {
-            TRANSMIT_SEND_FUA | TRANSMIT_SEND_TRIM | TRANSMIT_SEND_WRITE_ZEROES
+            let trim = if self.discard { TRANSMIT_SEND_TRIM } else { 0 };
+            TRANSMIT_SEND_FUA | trim | TRANSMIT_SEND_WRITE_ZEROES
         };
         if structured {
             flags |= TRANSMIT_SEND_DF;
@@ -343,6 +346,9 @@ impl RequestHeader {
                 Err(ReplyError::Invalid)
             };
         }
+        if matches!(work, Work::Trim { .. }) && !export.discard {
+            return Err(ReplyError::Invalid);
+        }
         let block = u64::from(export.min_block);
         if length == 0 || !offset.is_multiple_of(block) || !u64::from(length).is_multiple_of(block)
         {
@@ -447,6 +453,7 @@ mod tests {
             description: String::new(),
             size: 1 << 30,
             min_block: 512,
+            discard: true,
             read_only: false,
         }
     }
@@ -571,6 +578,19 @@ mod tests {
         let flags = export.transmission_flags(true);
         assert_eq!(flags & TRANSMIT_READ_ONLY, TRANSMIT_READ_ONLY);
         assert_eq!(flags & (TRANSMIT_SEND_TRIM | TRANSMIT_SEND_WRITE_ZEROES), 0);
+    }
+
+    #[test]
+    fn trim_is_offered_and_taken_only_where_blocks_are_given_back() {
+        for discard in [true, false] {
+            let export = Export {
+                discard,
+                ..export()
+            };
+            let offered = export.transmission_flags(true) & TRANSMIT_SEND_TRIM != 0;
+            let verdict = request(CMD_TRIM, 0, 0, 512).check(&export, ALL, MAX_REQUEST);
+            assert_eq!((offered, verdict.is_ok()), (discard, discard));
+        }
     }
 
     #[test]

@@ -193,6 +193,7 @@ impl NbdServer {
             description: String::new(),
             size: 0,
             min_block: 512,
+            discard: true,
             read_only: true,
         };
         let options = NbdOptions {
@@ -561,6 +562,7 @@ mod tests {
             description: String::new(),
             size,
             min_block,
+            discard: true,
             read_only: false,
         };
         let options = NbdOptions {

@@ -502,6 +502,7 @@ mod tests {
                     description: String::new(),
                     size: 1 << 30,
                     min_block: 512,
+                    discard: true,
                     read_only: false,
                 },
                 events: Vec::new(),

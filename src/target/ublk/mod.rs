@@ -43,7 +43,7 @@ pub use control::{DeviceInfo, DeviceState, Features, Geometry, GeometryError, Ub
 pub use device_record::{DeviceRecord, RecordDir, RecordError};
 pub use leftover::{ErrorPath, Leftover, LeftoverState, fail_device, find_leftovers};
 pub use queue::UblkQueue;
-pub use sysfs::{SysfsError, apply_queue_settings};
+pub use sysfs::{SysfsError, apply_queue_settings, queue_settings_in_force};
 pub use users::{DeviceUser, device_users};
 
 /// Requests that a device takes at once unless told otherwise.

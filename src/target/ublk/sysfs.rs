@@ -1,4 +1,8 @@
 //! Queue settings of a started device, written by the agent: only it may touch sysfs.
+//!
+//! To make a setting the kernel freezes the queue: nothing new gets in, and what is in must end
+//! first. The server of the device is told before, so that it keeps nothing back meanwhile; what
+//! it does then is described where it holds requests (`reactor::fronts`).
 
 use std::fs;
 use std::io;
@@ -24,6 +28,25 @@ pub enum SysfsError {
     },
 }
 
+/// Every setting and its value.
+const SETTINGS: [(&str, &str); 2] = [("scheduler", "none"), ("stable_writes", "1")];
+
+/// Whether `/dev/ublkbN` has its settings already, as after a recovery.
+pub fn queue_settings_in_force(id: u32) -> bool {
+    in_force(Path::new("/sys/block"), id)
+}
+
+fn in_force(block: &Path, id: u32) -> bool {
+    let queue = block.join(format!("ublkb{id}/queue"));
+    SETTINGS
+        .iter()
+        .all(|(file, value)| is_set(&queue.join(file), value))
+}
+
+fn is_set(path: &Path, value: &str) -> bool {
+    fs::read_to_string(path).is_ok_and(|text| chosen(&text) == value)
+}
+
 /// Gives `/dev/ublkbN` the settings that it must have before data is taken, and reads them back:
 /// no I/O scheduler (it costs more than half the speed), and stable pages (data must not change
 /// while it is on its way to two disks). Needed after every start; a recovery keeps them.
@@ -33,15 +56,16 @@ pub fn apply_queue_settings(id: u32) -> Result<(), SysfsError> {
 
 fn apply_in(block: &Path, id: u32) -> Result<(), SysfsError> {
     let queue = block.join(format!("ublkb{id}/queue"));
-    set(&queue.join("scheduler"), "none")?;
-    set(&queue.join("stable_writes"), "1")
+    SETTINGS
+        .iter()
+        .try_for_each(|(file, value)| set(&queue.join(file), value))
 }
 
 /// A value that is in force is not written again: a write waits until the queue is empty, and
 /// after a recovery the queue holds requests that wait for this very confirmation.
 fn set(path: &Path, value: &'static str) -> Result<(), SysfsError> {
     let path = path.to_path_buf();
-    if fs::read_to_string(&path).is_ok_and(|text| chosen(&text) == value) {
+    if is_set(&path, value) {
         return Ok(());
     }
     if let Err(source) = fs::write(&path, value) {
@@ -93,7 +117,10 @@ mod tests {
         ));
         let queue = block.path().join("ublkb4/queue");
         fs::create_dir_all(&queue).unwrap();
+        fs::write(queue.join("scheduler"), "none [mq-deadline]\n").unwrap();
+        assert!(!in_force(block.path(), 4));
         apply_in(block.path(), 4).unwrap();
+        assert!(in_force(block.path(), 4));
         assert_eq!(fs::read(queue.join("stable_writes")).unwrap(), b"1");
         // What is in force already, as the kernel shows it, is not written again.
         for (file, text) in [

@@ -175,16 +175,22 @@ impl World {
         }
         let (volume, peer) = (request.volume, 1 - node);
         let mut holders = Vec::new();
-        if self.local_copy(node, volume) {
+        let alone = !self.local_copy(node, volume);
+        if !alone {
             holders.push(node);
         }
         let status = self.nodes[node].process.as_ref().map(|p| p.engine.status());
         let replicating = status.is_some_and(|s| {
             s.connection.peer_devices.get(volume).is_some_and(|d| {
-                d.replication == ReplicationState::Established && d.peer_disk == DiskState::UpToDate
+                // A primary that takes its disk back rests on the peer's.
+                let follows = matches!(
+                    d.replication,
+                    ReplicationState::Established | ReplicationState::SyncTarget
+                );
+                follows && d.peer_disk == DiskState::UpToDate
             })
         });
-        if replicating && self.options.protocol == Protocol::C {
+        if replicating && (self.options.protocol == Protocol::C || alone) {
             holders.push(peer);
         }
         let stable: Vec<(usize, Pages)> = holders

@@ -139,6 +139,7 @@ fn medium(disk: &Disk) -> Medium {
             meta_bytes: META_BYTES,
         },
         logical_block: SECTOR as u32,
+        discard: true,
         volatile_cache: disk.volatile,
     }
 }

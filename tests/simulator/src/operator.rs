@@ -66,6 +66,9 @@ impl World {
         };
         let purpose = process.commands.remove(&command);
         let refused = result.is_err();
+        if let (Some(Purpose::Attach(volume)), true) = (purpose, refused) {
+            process.stores[volume] = None;
+        }
         let forced = purpose == Some(Purpose::Primary) && process.forced;
         self.note(Some(node), "answer", || {
             format!("command {command} {purpose:?} {result:?}")
@@ -156,6 +159,14 @@ impl World {
         !states.is_empty() && states.values().all(|d| *d == DiskState::UpToDate)
     }
 
+    /// Every volume's copy at the connected peer is up to date.
+    fn peer_is_good(&self, node: usize) -> bool {
+        self.nodes[node].process.as_ref().is_some_and(|p| {
+            let mut peers = p.status.connection.peer_devices.iter();
+            peers.all(|d| d.peer_disk == DiskState::UpToDate)
+        })
+    }
+
     fn reconnect(&mut self, node: usize) {
         if self.connection(node) == Some(ConnectionState::StandAlone) && self.rng.chance(500) {
             self.rejoin(node, false);
@@ -180,7 +191,11 @@ impl World {
     fn reattach(&mut self, node: usize) {
         for (volume, state) in self.disk_states(node) {
             let idle = !self.nodes[node].disks[volume].busy();
-            if state == DiskState::Diskless && idle {
+            let closed = self.nodes[node]
+                .process
+                .as_ref()
+                .is_some_and(|p| p.stores[volume].is_none());
+            if state == DiskState::Diskless && idle && closed {
                 self.attach(node, volume, None);
             }
         }
@@ -203,8 +218,9 @@ impl World {
                 .disk_states(node)
                 .values()
                 .any(|d| *d == DiskState::Diskless)
+            && !self.peer_is_good(node)
         {
-            // A disk is given back to a secondary only.
+            // A primary takes a disk back from its peer's copy only.
             return self.command(node, Command::Secondary, Purpose::Other);
         }
         if self.resolve(serving.first().copied()) {
@@ -235,12 +251,14 @@ impl World {
         }
         let no_source = |r: &Refusal| matches!(r, Refusal::NoSource { .. });
         if serving.is_none() && reasons.iter().flatten().any(no_source) {
-            // The newer copy lost its cache with the power: only an older whole one is left.
+            // The newer copy lost its cache with the power. An older whole one is left, or one
+            // that was half synced from it: then the newer one has the most.
             let whole = (0..2).find(|n| {
                 let states = self.disk_states(*n);
                 !states.is_empty() && states.values().all(|d| *d > DiskState::Inconsistent)
             });
-            if let Some(node) = whole {
+            let newest = || (0..2).find(|n| self.was_source(*n));
+            if let Some(node) = whole.or_else(newest) {
                 self.promote(node, true);
                 self.rejoin(0, false);
                 self.rejoin(1, false);
@@ -270,6 +288,15 @@ impl World {
             return true;
         }
         false
+    }
+
+    /// A node's record says of every volume that the other copy is the older one.
+    fn was_source(&self, node: usize) -> bool {
+        (0..self.plan.volumes).all(|volume| {
+            self.nodes[node]
+                .superblock(volume)
+                .is_some_and(|s| s.peers.first().is_some_and(|p| p.outdated))
+        })
     }
 
     fn choose_primary(&mut self) {

@@ -528,7 +528,12 @@ impl World {
                 self.command_done(node, command.0, result);
             }
             Action::Serve { serve, term: _ } => self.serve(node, serve),
-            Action::Size { .. } | Action::DiskClosed { .. } => {}
+            Action::Shape { .. } => {}
+            Action::DiskClosed { volume } => {
+                if let Some(process) = &mut self.nodes[node].process {
+                    process.stores[usize::from(volume.0)] = None;
+                }
+            }
             Action::RecordAtVoter {
                 volume,
                 generation,
