@@ -38,7 +38,8 @@ fn of_two_promotions_at_once_exactly_one_succeeds() {
         ..Plan::default()
     });
     pair.alpha.run(&["secondary", "r0"]).ok();
-    let (wanted, mut counted, mut tried, mut won) = (runs(50), 0, 0, [0, 0]);
+    let (wanted, mut counted, mut tried) = (runs(50), 0, 0);
+    let (mut won, mut failures) = ([0, 0], 0);
     while counted < wanted {
         tried += 1;
         assert!(
@@ -47,26 +48,29 @@ fn of_two_promotions_at_once_exactly_one_succeeds() {
         );
         connected(&pair.alpha);
         let (apart, ran) = promote_both(&pair.alpha, &pair.beta);
+        let both = [&pair.alpha, &pair.beta];
         let codes = ran.each_ref().map(|ran| ran.code);
-        let winner = match codes {
-            [0, 3] => 0,
-            [3, 0] => 1,
-            _ => panic!("run {tried}, {apart:?} apart: {ran:#?}"),
+        let roles = both.map(role);
+        let winner = match (codes, roles.each_ref().map(String::as_str)) {
+            ([0, 3], ["Primary", "Secondary"]) => Some(0),
+            ([3, 0], ["Secondary", "Primary"]) => Some(1),
+            _ => None,
         };
-        let [alpha, beta] = [&pair.alpha, &pair.beta];
-        let roles = [role(alpha), role(beta)];
-        let expected = if winner == 0 {
-            ["Primary", "Secondary"]
-        } else {
-            ["Secondary", "Primary"]
-        };
-        assert_eq!(roles, expected, "run {tried}: {ran:#?}");
-        if apart < Duration::from_millis(1) {
+        if apart < Duration::from_millis(1) || winner.is_none() {
             counted += 1;
-            won[winner] += 1;
         }
-        let primary = if winner == 0 { alpha } else { beta };
-        primary.run(&["secondary", "r0"]).ok();
+        match winner {
+            Some(node) => won[node] += 1,
+            None => {
+                failures += 1;
+                println!("run {tried}, {apart:?} apart: {roles:?}, {ran:#?}");
+            }
+        }
+        for node in both {
+            node.run(&["secondary", "r0"]).ok();
+        }
     }
-    println!("promotions: {counted} counted of {tried}, won by alpha and beta: {won:?}");
+    println!("promotions: tried {tried}, won by alpha and beta {won:?}");
+    println!("promotions: runs {counted} failures {failures}");
+    assert_eq!(failures, 0, "of {counted}");
 }
