@@ -488,6 +488,7 @@ impl Keeper {
             "data plane started"
         );
         self.backoff.started();
+        self.status.begins();
         self.watch_process(&plane, Some(child));
         self.attend(plane);
         let configure = ServeRequest::Configure(Box::new(config));
@@ -534,7 +535,6 @@ impl Keeper {
                     catch_up(fronts.as_ref(), &socket, &status).await;
                     while let Ok(Reply::Item(notice)) = channel.receive().await {
                         on_notice(fronts.as_ref(), &socket, &status, notice);
-                        status.changed();
                     }
                 }
                 // The process is dying, or did not take the stream yet; `Running` ends this task.
@@ -796,7 +796,6 @@ impl Keeper {
 
 /// Confirms devices that appeared before the stream of notices began.
 async fn catch_up(fronts: Option<&Fronts>, socket: &Path, status: &Rc<Status>) {
-    status.changed();
     let Some(fronts) = fronts else { return };
     if fronts.volumes().is_empty() {
         return;
@@ -822,7 +821,12 @@ fn on_notice(fronts: Option<&Fronts>, socket: &Path, status: &Rc<Status>, notice
         }
         // Deleted by the order that stopped it.
         Ok(ServeNotice::DeviceStopped { .. }) => {}
-        Ok(ServeNotice::Changed(what)) => tracing::debug!(what),
+        Ok(ServeNotice::Transition(step)) => status.step(&step),
+        Ok(ServeNotice::Happened(what)) => tracing::debug!(what),
+        Ok(ServeNotice::Picture(picture)) => match serde_json::from_value(picture) {
+            Ok(view) => status.pictured(view),
+            Err(error) => warn!(%error, "picture not understood"),
+        },
         Err(error) => warn!(%error, "notice not understood"),
     }
 }

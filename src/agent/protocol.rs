@@ -242,7 +242,7 @@ pub enum ServeRequest {
         volume: u16,
     },
     Status,
-    /// Streams notices as `Reply::Item` until the socket closes.
+    /// Streams notices as `Reply::Item` until the socket closes, a picture after every change.
     Events,
     /// The agent is about to set them, for which the kernel empties the device's queue: the data
     /// plane fails changing requests from here on, until they are set.
@@ -266,8 +266,24 @@ pub enum ServeNotice {
     DeviceStarted { volume: u16, minor: u32 },
     /// The data plane has let go of the block device: it can be deleted.
     DeviceStopped { volume: u16, minor: u32 },
-    /// Something in the picture of `ServeRequest::Status` has changed; what, for the log.
-    Changed(String),
+    /// A state has changed: one for each step, in the order in which they were taken.
+    Transition(Transition),
+    /// Something else has happened; what, for the log.
+    Happened(String),
+    /// The picture of `ServeRequest::Status` after everything that was told before.
+    Picture(serde_json::Value),
+}
+
+/// One step of a state. Names of states are DRBD's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "of", rename_all = "kebab-case")]
+pub enum Transition {
+    Role { to: String },
+    PeerRole { to: String },
+    Disk { volume: u16, to: String },
+    PeerDisk { volume: u16, to: String },
+    Connection { to: String },
+    Replication { volume: u16, to: String },
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::sync::{broadcast, oneshot, watch};
 
 use super::attach::{self, AttachError};
@@ -30,12 +30,17 @@ const MAX_CONNECTIONS: usize = 64;
 /// The pause after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
+/// Where numbered notices come from.
+type Notices = broadcast::Sender<(u64, ServeNotice)>;
+
 /// What the control thread starts with.
 pub struct Control {
     pub config: ServeConfig,
     pub addresses: Addresses,
     pub orders: Orders,
-    pub notices: broadcast::Sender<ServeNotice>,
+    pub notices: Notices,
+    /// Everything since the process began, for the first agent that listens.
+    pub early: broadcast::Receiver<(u64, ServeNotice)>,
     pub wish: watch::Receiver<LinkWish>,
     /// The agent's listening socket.
     pub listener: std::os::unix::net::UnixListener,
@@ -47,7 +52,8 @@ pub struct Control {
 struct Shared {
     config: ServeConfig,
     orders: Orders,
-    notices: broadcast::Sender<ServeNotice>,
+    notices: Notices,
+    early: RefCell<Option<broadcast::Receiver<(u64, ServeNotice)>>>,
     failure: Failure,
 }
 
@@ -70,6 +76,7 @@ impl Control {
             config: self.config,
             orders: self.orders,
             notices: self.notices,
+            early: RefCell::new(Some(self.early)),
             failure,
         });
         let lines = Lines::new(UnixStream::from_std(self.first)?);
@@ -146,6 +153,14 @@ fn bad_line(error: &LineError) -> ErrorReply {
         error,
         "agent and data plane must be of the same version",
     )
+}
+
+/// Sends an item of a stream; false when the agent has left.
+async fn pass_on(lines: &Lines, notice: &ServeNotice) -> bool {
+    match serde_json::to_value(notice) {
+        Ok(item) => lines.send(&Reply::Item(item)).await.is_ok(),
+        Err(_) => false,
+    }
 }
 
 /// The ring thread does not answer any more.
@@ -257,30 +272,54 @@ impl Shared {
     }
 
     async fn status(&self) -> Answer {
+        Ok(self.picture().await?.0)
+    }
+
+    /// The status, and the number of the last notice that led to it.
+    async fn picture(&self) -> Result<(Value, u64), ErrorReply> {
         let (reply, answer) = oneshot::channel();
         self.orders.send(Order::Status { reply });
         let snapshot = answer.await.map_err(|_| gone())?;
         let failure = self.failure.borrow();
-        Ok(render(&self.config, &snapshot, failure.as_deref()))
+        let status = render(&self.config, &snapshot, failure.as_deref());
+        Ok((status, snapshot.notices))
     }
 
-    /// Streams notices until the agent closes.
+    /// Streams notices until the agent closes, and a picture after what one wake-up brought.
     async fn stream(&self, lines: &mut Lines) {
-        let mut notices = self.notices.subscribe();
+        let early = self.early.borrow_mut().take();
+        let mut notices = early.unwrap_or_else(|| self.notices.subscribe());
+        let mut said = 0;
         loop {
-            let notice = match first(notices.recv(), lines.closed()).await {
-                First::One(Ok(notice)) => notice,
-                // The listener was slow: whatever it missed, it will look again.
-                First::One(Err(RecvError::Lagged(_))) => {
-                    ServeNotice::Changed("several things".to_owned())
+            let Ok((picture, last)) = self.picture().await else {
+                return;
+            };
+            // What led to the picture comes before it: a listener sees every step.
+            while said < last {
+                match notices.try_recv() {
+                    Ok((number, notice)) => {
+                        said = number;
+                        if !pass_on(lines, &notice).await {
+                            return;
+                        }
+                    }
+                    // It was slow: the picture tells the rest.
+                    Err(TryRecvError::Lagged(_)) => {}
+                    Err(TryRecvError::Empty | TryRecvError::Closed) => break,
                 }
+            }
+            if !pass_on(lines, &ServeNotice::Picture(picture)).await {
+                return;
+            }
+            match first(notices.recv(), lines.closed()).await {
+                First::One(Ok((number, notice))) => {
+                    said = number;
+                    if !pass_on(lines, &notice).await {
+                        return;
+                    }
+                }
+                First::One(Err(RecvError::Lagged(_))) => {}
                 First::One(Err(RecvError::Closed)) | First::Other(()) => return,
-            };
-            let Ok(item) = serde_json::to_value(&notice) else {
-                return;
-            };
-            if lines.send(&Reply::Item(item)).await.is_err() {
-                return;
             }
         }
     }

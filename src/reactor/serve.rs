@@ -289,6 +289,7 @@ fn run(
         config: ready.config.clone(),
         addresses: ready.addresses,
         orders: orders.clone(),
+        early: reports.notices.subscribe(),
         notices: reports.notices.clone(),
         wish: reports.wish.subscribe(),
         listener,
