@@ -56,11 +56,17 @@ pub enum Order {
     Down,
     Attach(Option<u16>),
     Detach(Option<u16>),
-    Connect { discard_my_data: bool },
+    Connect {
+        discard_my_data: bool,
+    },
     Disconnect,
-    Primary { force: bool },
+    Primary {
+        force: bool,
+    },
     Secondary,
     Invalidate(Option<u16>),
+    /// Takes over options that can change while the resource runs.
+    Adjust(Box<Plan>),
 }
 
 /// Where the answer of an order goes.
@@ -384,6 +390,7 @@ impl Keeper {
                 self.regain = None;
             }
             Order::Secondary => self.secondary().await?,
+            Order::Adjust(plan) => self.adjust(plan).await?,
             Order::Invalidate(volume) => {
                 for volume in self.volumes(*volume)? {
                     self.command(&ServeRequest::Invalidate { volume }).await?;
@@ -391,6 +398,19 @@ impl Keeper {
             }
         }
         Ok(Value::Null)
+    }
+
+    async fn adjust(&mut self, plan: &Plan) -> Result<(), ErrorReply> {
+        if self.running.is_some() {
+            let mut config = Box::new(plan.serve.clone());
+            if let Some(fronts) = &self.fronts {
+                fronts.name_devices(&mut config);
+            }
+            self.command(&ServeRequest::Adjust(config)).await?;
+        }
+        self.plan = plan.clone();
+        self.status.replan(plan);
+        Ok(())
     }
 
     /// The volume named, or all.

@@ -156,7 +156,7 @@ impl Target {
 }
 
 /// What the agent hands to a data plane when it starts (first line on descriptor 3's socket).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServeConfig {
     pub resource: String,
     pub node: u8,
@@ -181,8 +181,24 @@ pub struct ServeConfig {
     pub volumes: Vec<ServeVolume>,
 }
 
+impl ServeConfig {
+    /// This configuration with those options of `other` that can change while it is in use. The
+    /// secret, and what a socket is made with, hold from the next connection on.
+    pub fn with_options_of(&self, other: &ServeConfig) -> ServeConfig {
+        ServeConfig {
+            shared_secret: other.shared_secret.clone(),
+            ping_interval: other.ping_interval,
+            ping_timeout: other.ping_timeout,
+            timeout: other.timeout,
+            ko_count: other.ko_count,
+            connect_interval: other.connect_interval,
+            ..self.clone()
+        }
+    }
+}
+
 /// One volume of a data plane.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServeVolume {
     pub volume: u16,
     pub front: FrontEnd,
@@ -220,6 +236,8 @@ impl FrontEnd {
 #[serde(tag = "do", rename_all = "kebab-case")]
 pub enum ServeRequest {
     Configure(Box<ServeConfig>),
+    /// A configuration that differs in options that can change while it is in use.
+    Adjust(Box<ServeConfig>),
     /// Descriptors beside the line: data device, then metadata device if external, both opened
     /// exclusively.
     Attach {

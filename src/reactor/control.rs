@@ -14,10 +14,10 @@ use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::sync::{broadcast, oneshot, watch};
 
 use super::attach::{self, AttachError};
-use super::connect::{Connector, Failure};
+use super::connect::{Connector, Failure, LinkOptions, SharedOptions};
 use super::lines::{First, LineError, Lines, Request, first};
 use super::orders::{Answer, LinkWish, Order, Orders};
-use super::serve::Addresses;
+use super::serve::{Addresses, timeouts};
 use super::status::render;
 use crate::agent::protocol::{
     ErrorKind, ErrorReply, Reply, ServeConfig, ServeNotice, ServeRequest,
@@ -50,7 +50,8 @@ pub struct Control {
 
 /// What the tasks share.
 struct Shared {
-    config: ServeConfig,
+    config: RefCell<Rc<ServeConfig>>,
+    options: SharedOptions,
     orders: Orders,
     notices: Notices,
     early: RefCell<Option<broadcast::Receiver<(u64, ServeNotice)>>>,
@@ -64,8 +65,10 @@ impl Control {
         let _ignored = ignore_signals()?;
         let failure: Failure = Rc::new(RefCell::new(None));
         let Addresses { own, peer } = self.addresses;
+        let options = Rc::new(RefCell::new(LinkOptions::new(&self.config)));
         let connector = Connector::new(
             &self.config,
+            Rc::clone(&options),
             (own, peer),
             self.orders.clone(),
             self.wish,
@@ -73,7 +76,8 @@ impl Control {
         );
         tokio_uring::spawn(connector.run());
         let shared = Rc::new(Shared {
-            config: self.config,
+            config: RefCell::new(Rc::new(self.config)),
+            options,
             orders: self.orders,
             notices: self.notices,
             early: RefCell::new(Some(self.early)),
@@ -163,6 +167,14 @@ async fn pass_on(lines: &Lines, notice: &ServeNotice) -> bool {
     }
 }
 
+fn another_configuration(name: &str) -> ErrorReply {
+    ErrorReply::new(
+        ErrorKind::Refused,
+        format!("{name} runs with another configuration"),
+        format!("`lockstep down {name}`, then `lockstep up {name}`"),
+    )
+}
+
 /// The ring thread does not answer any more.
 fn gone() -> ErrorReply {
     ErrorReply::new(
@@ -176,6 +188,7 @@ impl Shared {
     async fn answer(&self, (request, descriptors): Request) -> Answer {
         match request {
             ServeRequest::Configure(config) => self.configure(&config),
+            ServeRequest::Adjust(config) => self.adjust(*config).await,
             ServeRequest::Attach { volume } => self.attach(volume, descriptors).await,
             ServeRequest::Detach { volume } => {
                 let volume = VolumeId(volume);
@@ -217,15 +230,27 @@ impl Shared {
 
     /// The same configuration again is fine; another one needs another process.
     fn configure(&self, config: &ServeConfig) -> Answer {
-        if *config == self.config {
+        let current = self.config();
+        if *config == *current {
             return Ok(Value::Null);
         }
-        let name = &self.config.resource;
-        Err(ErrorReply::new(
-            ErrorKind::Refused,
-            format!("{name} runs with another configuration"),
-            format!("`lockstep down {name}`, then `lockstep up {name}`"),
-        ))
+        Err(another_configuration(&current.resource))
+    }
+
+    /// Takes over the options that can change.
+    async fn adjust(&self, config: ServeConfig) -> Answer {
+        let current = self.config();
+        if current.with_options_of(&config) != config {
+            return Err(another_configuration(&current.resource));
+        }
+        *self.options.borrow_mut() = LinkOptions::new(&config);
+        let timeouts = timeouts(&config);
+        *self.config.borrow_mut() = Rc::new(config);
+        self.command(Command::Timeouts(timeouts)).await
+    }
+
+    fn config(&self) -> Rc<ServeConfig> {
+        Rc::clone(&self.config.borrow())
     }
 
     async fn ask(&self, order: impl FnOnce(super::orders::Reply) -> Order) -> Answer {
@@ -239,9 +264,10 @@ impl Shared {
     }
 
     async fn attach(&self, volume: u16, descriptors: Vec<OwnedFd>) -> Answer {
-        let mut volumes = self.config.volumes.iter();
+        let config = self.config();
+        let mut volumes = config.volumes.iter();
         let Some(configured) = volumes.find(|entry| entry.volume == volume) else {
-            let name = &self.config.resource;
+            let name = &config.resource;
             return Err(ErrorReply::new(
                 ErrorKind::Usage,
                 format!("{name} has no volume {volume}"),
@@ -249,7 +275,7 @@ impl Shared {
             ));
         };
         let disk = attach::open(descriptors, configured.internal_meta).await?;
-        let (found, own) = (disk.recovered.image.superblock.node.0, self.config.node);
+        let (found, own) = (disk.recovered.image.superblock.node.0, config.node);
         if found != own {
             // Its bitmap and its record of the peer are about the other node.
             return Err(AttachError::OtherNode { found, own }.into());
@@ -281,7 +307,7 @@ impl Shared {
         self.orders.send(Order::Status { reply });
         let snapshot = answer.await.map_err(|_| gone())?;
         let failure = self.failure.borrow();
-        let status = render(&self.config, &snapshot, failure.as_deref());
+        let status = render(&self.config(), &snapshot, failure.as_deref());
         Ok((status, snapshot.notices))
     }
 
@@ -331,7 +357,7 @@ impl Shared {
             Ok(value) => {
                 // The agent may have left; the order stands.
                 let _ = lines.send(&Reply::Done(value)).await;
-                tracing::info!(resource = self.config.resource, "ends in order");
+                tracing::info!(resource = self.config().resource, "ends in order");
                 std::process::exit(0);
             }
             Err(error) => lines.send(&Reply::Error(error)).await.is_ok(),
