@@ -205,7 +205,7 @@ fn changed_configuration_is_taken_in_as_far_as_it_goes() {
     let pair = Pair::new(17806);
     let (alpha, dir) = (&pair.alpha, pair.dir.path());
     assert_eq!(alpha.run(&["adjust"]).ok(), "");
-    let changed = configuration(dir, 17806).replace("timeout 9", "timeout 8");
+    let changed = configuration(dir, 17806).replace("timeout 9", "protocol A; timeout 8");
     let new = configuration(dir, 17807)
         .replace("r0", "r1")
         .replace(".nbd", ".nbd1");
@@ -213,16 +213,24 @@ fn changed_configuration_is_taken_in_as_far_as_it_goes() {
     std::fs::write(&alpha.config, changed + &new).expect("config");
     let dry = alpha.run(&["adjust", "--dry-run"]).ok();
     assert!(
-        dry.contains("r0: changed (net options): needs down and up"),
+        dry.contains("r0: changed (protocol, timeout, ko-count): needs down and up"),
         "{dry}"
     );
     assert!(dry.contains("r1: new: started"), "{dry}");
     alpha.run(&["status", "r1"]).failed(2, "r1");
-    alpha.run(&["adjust"]).failed(3, "r0");
+    alpha.run(&["adjust"]).failed(3, "r0 (protocol, timeout");
     alpha.run(&["status", "r1"]).ok();
     alpha.run(&["down", "r0"]).ok();
     alpha.run(&["up", "r0"]).ok();
     assert_eq!(alpha.run(&["adjust", "r0"]).ok(), "");
+    // What can change while it runs is taken over.
+    let plane = alpha.plane("r0");
+    let text = std::fs::read_to_string(&alpha.config).expect("config");
+    std::fs::write(&alpha.config, text.replace("timeout 8", "timeout 7")).expect("config");
+    alpha.run(&["adjust"]).ok();
+    let dry = alpha.run(&["adjust", "--dry-run"]).ok();
+    assert!(dry.contains("r0: unchanged"), "{dry}");
+    assert_eq!(alpha.plane("r0"), plane);
     std::fs::write(&alpha.config, "resource {").expect("config");
     alpha.run(&["adjust"]).failed(10, "lockstep.conf:1:");
     assert_eq!(status(alpha)["name"], "r0");

@@ -56,11 +56,17 @@ pub enum Order {
     Down,
     Attach(Option<u16>),
     Detach(Option<u16>),
-    Connect { discard_my_data: bool },
+    Connect {
+        discard_my_data: bool,
+    },
     Disconnect,
-    Primary { force: bool },
+    Primary {
+        force: bool,
+    },
     Secondary,
     Invalidate(Option<u16>),
+    /// Takes over options that can change while the resource runs.
+    Adjust(Box<Plan>),
 }
 
 /// Where the answer of an order goes.
@@ -384,6 +390,7 @@ impl Keeper {
                 self.regain = None;
             }
             Order::Secondary => self.secondary().await?,
+            Order::Adjust(plan) => self.adjust(plan).await?,
             Order::Invalidate(volume) => {
                 for volume in self.volumes(*volume)? {
                     self.command(&ServeRequest::Invalidate { volume }).await?;
@@ -391,6 +398,19 @@ impl Keeper {
             }
         }
         Ok(Value::Null)
+    }
+
+    async fn adjust(&mut self, plan: &Plan) -> Result<(), ErrorReply> {
+        if self.running.is_some() {
+            let mut config = Box::new(plan.serve.clone());
+            if let Some(fronts) = &self.fronts {
+                fronts.name_devices(&mut config);
+            }
+            self.command(&ServeRequest::Adjust(config)).await?;
+        }
+        self.plan = plan.clone();
+        self.status.replan(plan);
+        Ok(())
     }
 
     /// The volume named, or all.
@@ -488,6 +508,7 @@ impl Keeper {
             "data plane started"
         );
         self.backoff.started();
+        self.status.begins();
         self.watch_process(&plane, Some(child));
         self.attend(plane);
         let configure = ServeRequest::Configure(Box::new(config));
@@ -534,7 +555,6 @@ impl Keeper {
                     catch_up(fronts.as_ref(), &socket, &status).await;
                     while let Ok(Reply::Item(notice)) = channel.receive().await {
                         on_notice(fronts.as_ref(), &socket, &status, notice);
-                        status.changed();
                     }
                 }
                 // The process is dying, or did not take the stream yet; `Running` ends this task.
@@ -796,7 +816,6 @@ impl Keeper {
 
 /// Confirms devices that appeared before the stream of notices began.
 async fn catch_up(fronts: Option<&Fronts>, socket: &Path, status: &Rc<Status>) {
-    status.changed();
     let Some(fronts) = fronts else { return };
     if fronts.volumes().is_empty() {
         return;
@@ -822,7 +841,12 @@ fn on_notice(fronts: Option<&Fronts>, socket: &Path, status: &Rc<Status>, notice
         }
         // Deleted by the order that stopped it.
         Ok(ServeNotice::DeviceStopped { .. }) => {}
-        Ok(ServeNotice::Changed(what)) => tracing::debug!(what),
+        Ok(ServeNotice::Transition(step)) => status.step(&step),
+        Ok(ServeNotice::Happened(what)) => tracing::debug!(what),
+        Ok(ServeNotice::Picture(picture)) => match serde_json::from_value(picture) {
+            Ok(view) => status.pictured(view),
+            Err(error) => warn!(%error, "picture not understood"),
+        },
         Err(error) => warn!(%error, "notice not understood"),
     }
 }

@@ -210,10 +210,8 @@ impl Node {
         let mut left = Vec::new();
         for plan in plans.iter().filter(|plan| meant(plan.name())) {
             let name = plan.name();
-            let action = self.adjust_one(plan, dry).await?;
-            if action.ends_with("needs down and up") {
-                left.push(name.to_owned());
-            }
+            let (action, refused) = self.adjust_one(plan, dry).await?;
+            left.extend(refused);
             report.push(json!({"resource": name, "action": action}));
         }
         let gone: Vec<String> = self
@@ -225,7 +223,7 @@ impl Node {
             .collect();
         for name in gone {
             let action = self.drop_unconfigured(&name, dry).unwrap_or_else(|| {
-                left.push(name.clone());
+                left.push(format!("{name} (no longer configured)"));
                 "no longer configured: needs down".to_owned()
             });
             report.push(json!({"resource": name, "action": action}));
@@ -243,7 +241,12 @@ impl Node {
         ))
     }
 
-    async fn adjust_one(&self, plan: &Plan, dry: bool) -> Result<String, ErrorReply> {
+    /// What was done for a resource, and what of it cannot be done while it runs.
+    async fn adjust_one(
+        &self,
+        plan: &Plan,
+        dry: bool,
+    ) -> Result<(String, Option<String>), ErrorReply> {
         let name = plan.name();
         let known = self
             .resources
@@ -255,18 +258,28 @@ impl Node {
                 if !dry {
                     self.add(plan.clone(), plan.auto);
                 }
-                Ok(if plan.auto { "new: started" } else { "new" }.to_owned())
+                let action = if plan.auto { "new: started" } else { "new" };
+                Ok((action.to_owned(), None))
             }
-            Some((old, _)) if old == *plan => Ok("unchanged".to_owned()),
+            Some((old, _)) if old == *plan => Ok(("unchanged".to_owned(), None)),
             Some((_, Phase::Down)) => {
                 if !dry {
                     self.replan(name, plan.clone());
                 }
-                Ok("changed; it is down".to_owned())
+                Ok(("changed; it is down".to_owned(), None))
             }
             Some((old, _)) => {
                 let parts = differences(&old, plan).join(", ");
-                Ok(format!("changed ({parts}): needs down and up"))
+                if !plan.follows(&old) {
+                    let action = format!("changed ({parts}): needs down and up");
+                    return Ok((action, Some(format!("{name} ({parts})"))));
+                }
+                if !dry {
+                    let target = Target::Resource(name.to_owned());
+                    self.give(&target, &Order::Adjust(Box::new(plan.clone())))
+                        .await?;
+                }
+                Ok((format!("changed ({parts}): taken over"), None))
             }
         }
     }
@@ -399,16 +412,22 @@ fn differences(old: &Plan, new: &Plan) -> Vec<&'static str> {
         (a.protocol != b.protocol, "protocol"),
         (a.shared_secret != b.shared_secret, "shared-secret"),
         (a.al_extents != b.al_extents, "al-extents"),
+        (a.send_buffer != b.send_buffer, "sndbuf-size"),
+        (
+            a.ping_interval != b.ping_interval || a.ping_timeout != b.ping_timeout,
+            "ping-int, ping-timeout",
+        ),
+        (
+            a.timeout != b.timeout || a.ko_count != b.ko_count,
+            "timeout, ko-count",
+        ),
+        (a.connect_interval != b.connect_interval, "connect-int"),
         (old.auto != new.auto, "start-policy"),
     ];
-    let mut named: Vec<_> = parts
-        .into_iter()
-        .filter_map(|(differs, name)| differs.then_some(name))
-        .collect();
-    if named.is_empty() {
-        named.push("net options");
-    }
+    let named = parts.into_iter();
     named
+        .filter_map(|(differs, name)| differs.then_some(name))
+        .collect()
 }
 
 #[cfg(test)]
@@ -454,6 +473,40 @@ mod tests {
         );
         let mut slower = old.clone();
         slower.serve.timeout = 1;
-        assert_eq!(differences(&old, &slower), ["net options"]);
+        assert_eq!(differences(&old, &slower), ["timeout, ko-count"]);
+    }
+
+    #[test]
+    fn every_difference_has_a_name_and_some_are_followed() {
+        let old = plan("r0", FrontEnd::Ublk { minor: 1 });
+        let online: [fn(&mut Plan); 7] = [
+            |p| p.auto = true,
+            |p| p.serve.shared_secret.push('x'),
+            |p| p.serve.ping_interval += 1,
+            |p| p.serve.ping_timeout += 1,
+            |p| p.serve.timeout += 1,
+            |p| p.serve.ko_count += 1,
+            |p| p.serve.connect_interval += 1,
+        ];
+        let never: [fn(&mut Plan); 8] = [
+            |p| p.disks.clear(),
+            |p| p.serve.volumes.clear(),
+            |p| p.serve.address.push('1'),
+            |p| p.serve.peer_address.push('1'),
+            |p| p.serve.node = 3,
+            |p| p.serve.protocol = 'A',
+            |p| p.serve.al_extents += 1,
+            |p| p.serve.send_buffer += 1,
+        ];
+        let all = online
+            .into_iter()
+            .map(|e| (e, true))
+            .chain(never.into_iter().map(|e| (e, false)));
+        for (index, (edit, follows)) in all.enumerate() {
+            let mut new = old.clone();
+            edit(&mut new);
+            assert_eq!(differences(&old, &new).len(), 1, "{index}");
+            assert_eq!(new.follows(&old), follows, "{index}");
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::protocol::ServeConfig;
 
 /// One resource as this node runs it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     /// What the data plane is told.
     pub serve: ServeConfig,
@@ -28,6 +28,16 @@ pub struct DiskPlan {
 impl Plan {
     pub fn name(&self) -> &str {
         &self.serve.resource
+    }
+
+    /// Whether a running resource can get from `old` to this plan as it is.
+    pub fn follows(&self, old: &Plan) -> bool {
+        let with_options = Plan {
+            serve: old.serve.with_options_of(&self.serve),
+            auto: self.auto,
+            ..old.clone()
+        };
+        *self == with_options
     }
 
     pub fn disk(&self, volume: u16) -> Option<&DiskPlan> {

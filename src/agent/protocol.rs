@@ -156,7 +156,7 @@ impl Target {
 }
 
 /// What the agent hands to a data plane when it starts (first line on descriptor 3's socket).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServeConfig {
     pub resource: String,
     pub node: u8,
@@ -181,8 +181,24 @@ pub struct ServeConfig {
     pub volumes: Vec<ServeVolume>,
 }
 
+impl ServeConfig {
+    /// This configuration with those options of `other` that can change while it is in use. The
+    /// secret, and what a socket is made with, hold from the next connection on.
+    pub fn with_options_of(&self, other: &ServeConfig) -> ServeConfig {
+        ServeConfig {
+            shared_secret: other.shared_secret.clone(),
+            ping_interval: other.ping_interval,
+            ping_timeout: other.ping_timeout,
+            timeout: other.timeout,
+            ko_count: other.ko_count,
+            connect_interval: other.connect_interval,
+            ..self.clone()
+        }
+    }
+}
+
 /// One volume of a data plane.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServeVolume {
     pub volume: u16,
     pub front: FrontEnd,
@@ -220,6 +236,8 @@ impl FrontEnd {
 #[serde(tag = "do", rename_all = "kebab-case")]
 pub enum ServeRequest {
     Configure(Box<ServeConfig>),
+    /// A configuration that differs in options that can change while it is in use.
+    Adjust(Box<ServeConfig>),
     /// Descriptors beside the line: data device, then metadata device if external, both opened
     /// exclusively.
     Attach {
@@ -242,7 +260,7 @@ pub enum ServeRequest {
         volume: u16,
     },
     Status,
-    /// Streams notices as `Reply::Item` until the socket closes.
+    /// Streams notices as `Reply::Item` until the socket closes, a picture after every change.
     Events,
     /// The agent is about to set them, for which the kernel empties the device's queue: the data
     /// plane fails changing requests from here on, until they are set.
@@ -266,8 +284,24 @@ pub enum ServeNotice {
     DeviceStarted { volume: u16, minor: u32 },
     /// The data plane has let go of the block device: it can be deleted.
     DeviceStopped { volume: u16, minor: u32 },
-    /// Something in the picture of `ServeRequest::Status` has changed; what, for the log.
-    Changed(String),
+    /// A state has changed: one for each step, in the order in which they were taken.
+    Transition(Transition),
+    /// Something else has happened; what, for the log.
+    Happened(String),
+    /// The picture of `ServeRequest::Status` after everything that was told before.
+    Picture(serde_json::Value),
+}
+
+/// One step of a state. Names of states are DRBD's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "of", rename_all = "kebab-case")]
+pub enum Transition {
+    Role { to: String },
+    PeerRole { to: String },
+    Disk { volume: u16, to: String },
+    PeerDisk { volume: u16, to: String },
+    Connection { to: String },
+    Replication { volume: u16, to: String },
 }
 
 #[cfg(test)]

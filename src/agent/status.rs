@@ -8,14 +8,12 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
-use tokio::sync::Notify;
-
 use super::dirs::Dirs;
 use super::events::{self, Event};
 use super::hub::Hub;
 use super::plan::Plan;
 use super::plane::{self, STATUS_ANSWER};
-use super::protocol::{FrontEnd, ServeRequest};
+use super::protocol::{FrontEnd, ServeRequest, Transition};
 use super::view::{ConnectionView, DeviceView, PeerDeviceView, ResourceView};
 
 /// How far the data plane is.
@@ -55,9 +53,11 @@ pub struct Status {
     disk_troubles: RefCell<BTreeMap<u16, String>>,
     /// The role in the last answer of the data plane: it outlives the process.
     last_role: RefCell<String>,
+    /// What the data plane's stream has told so far; none while there is no stream.
+    told: RefCell<Option<ResourceView>>,
     /// The picture that the last event lines led to.
     published: RefCell<Option<ResourceView>>,
-    changed: Notify,
+    hub: Hub,
     gone: Cell<bool>,
     /// The keeper is bringing the resource to the wish: what it has not come to yet is not how
     /// the operator wants it.
@@ -74,12 +74,12 @@ impl Status {
             trouble: RefCell::default(),
             disk_troubles: RefCell::default(),
             last_role: RefCell::default(),
+            told: RefCell::default(),
             published: RefCell::default(),
-            changed: Notify::new(),
+            hub,
             gone: Cell::new(false),
             settling: Cell::new(false),
         });
-        tokio_uring::spawn(publish(Rc::clone(&status), hub));
         status.changed();
         status
     }
@@ -97,6 +97,9 @@ impl Status {
     }
 
     pub fn set_phase(&self, phase: Phase) {
+        if matches!(phase, Phase::Down | Phase::Failing { .. }) {
+            *self.told.borrow_mut() = None;
+        }
         *self.phase.borrow_mut() = phase;
         self.changed();
     }
@@ -131,9 +134,49 @@ impl Status {
         self.last_role.borrow().clone()
     }
 
-    /// Something may look different now: event lines follow.
+    /// Something may look different now: event lines follow at once, so that each step has its own.
     pub fn changed(&self) {
-        self.changed.notify_one();
+        let view = match (self.gone.get(), self.told.borrow().clone()) {
+            (true, _) => None,
+            (false, Some(told)) => Some(self.completed(told)),
+            // The stream of a data plane that was found alive begins with its picture.
+            (false, None) if self.phase() == Phase::Running => return,
+            (false, None) => {
+                let phase = self.phase();
+                Some(self.completed(self.without_plane(Some(phase.to_string()), &phase)))
+            }
+        };
+        let lines = events::changes(self.published.borrow().as_ref(), view.as_ref());
+        *self.published.borrow_mut() = view;
+        for line in lines {
+            if let Ok(value) = serde_json::to_value(&line) {
+                self.hub.publish(&value);
+            }
+        }
+    }
+
+    /// A new data plane: its stream tells every step from here on.
+    pub fn begins(&self) {
+        let blank = self.without_plane(None, &Phase::Starting);
+        *self.told.borrow_mut() = Some(blank);
+        self.changed();
+    }
+
+    /// The data plane has taken a step.
+    pub fn step(&self, step: &Transition) {
+        let mut told = self.told.borrow_mut();
+        let Some(view) = told.as_mut() else { return };
+        view.step(step);
+        view.role.clone_into(&mut self.last_role.borrow_mut());
+        drop(told);
+        self.changed();
+    }
+
+    /// The data plane's whole picture, after every step that it has told.
+    pub fn pictured(&self, view: ResourceView) {
+        view.role.clone_into(&mut self.last_role.borrow_mut());
+        *self.told.borrow_mut() = Some(view);
+        self.changed();
     }
 
     /// The resource has left the configuration: its objects are destroyed.
@@ -150,7 +193,33 @@ impl Status {
 
     /// How the resource is now, as others see it.
     pub async fn view(&self) -> ResourceView {
-        let mut view = self.found().await;
+        self.completed(self.asked().await)
+    }
+
+    /// How the resource is now.
+    pub async fn found(&self) -> ResourceView {
+        let mut view = self.asked().await;
+        self.add_troubles(&mut view);
+        view
+    }
+
+    async fn asked(&self) -> ResourceView {
+        let phase = self.phase();
+        if phase != Phase::Running {
+            return self.without_plane(Some(phase.to_string()), &phase);
+        }
+        match self.ask().await {
+            Ok(view) => {
+                view.role.clone_into(&mut self.last_role.borrow_mut());
+                view
+            }
+            Err(reason) => self.without_plane(Some(reason), &phase),
+        }
+    }
+
+    /// With what only the agent knows.
+    fn completed(&self, mut view: ResourceView) -> ResourceView {
+        self.add_troubles(&mut view);
         if self.settling.get() {
             for link in &mut view.connections {
                 if link.connection_state == "StandAlone" && link.reason.is_none() {
@@ -161,20 +230,7 @@ impl Status {
         view
     }
 
-    /// How the resource is now.
-    pub async fn found(&self) -> ResourceView {
-        let phase = self.phase();
-        let mut view = if phase == Phase::Running {
-            match self.ask().await {
-                Ok(view) => {
-                    view.role.clone_into(&mut self.last_role.borrow_mut());
-                    view
-                }
-                Err(reason) => self.without_plane(reason, &phase),
-            }
-        } else {
-            self.without_plane(phase.to_string(), &phase)
-        };
+    fn add_troubles(&self, view: &mut ResourceView) {
         if let Some(trouble) = self.trouble.borrow().as_ref() {
             view.reason.get_or_insert_with(|| trouble.clone());
         }
@@ -184,7 +240,6 @@ impl Status {
                 device.reason = troubles.get(&device.volume).cloned();
             }
         }
-        view
     }
 
     async fn ask(&self) -> Result<ResourceView, String> {
@@ -203,7 +258,7 @@ impl Status {
     }
 
     /// The picture of a resource whose data plane says nothing.
-    fn without_plane(&self, reason: String, phase: &Phase) -> ResourceView {
+    fn without_plane(&self, reason: Option<String>, phase: &Phase) -> ResourceView {
         let plan = self.plan.borrow();
         let serve = &plan.serve;
         let state = match phase {
@@ -215,7 +270,7 @@ impl Status {
             node_id: serve.node,
             role: "Secondary".to_owned(),
             write_ordering: "flush".to_owned(),
-            reason: Some(reason),
+            reason,
             devices: serve
                 .volumes
                 .iter()
@@ -255,28 +310,5 @@ fn minor(front: &FrontEnd) -> i64 {
     match front {
         FrontEnd::Ublk { minor } => i64::from(*minor),
         FrontEnd::NbdUnix { .. } | FrontEnd::NbdTcp { .. } => -1,
-    }
-}
-
-/// Turns changes of the picture into event lines until the resource retires.
-async fn publish(status: Rc<Status>, hub: Hub) {
-    loop {
-        status.changed.notified().await;
-        let gone = status.gone.get();
-        let view = if gone {
-            None
-        } else {
-            Some(status.view().await)
-        };
-        let lines = events::changes(status.published.borrow().as_ref(), view.as_ref());
-        *status.published.borrow_mut() = view;
-        for line in lines {
-            if let Ok(value) = serde_json::to_value(&line) {
-                hub.publish(&value);
-            }
-        }
-        if gone {
-            return;
-        }
     }
 }

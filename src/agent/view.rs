@@ -7,6 +7,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::protocol::Transition;
+
 /// One resource on this node.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
@@ -97,6 +99,43 @@ pub struct PeerDeviceView {
 }
 
 impl ResourceView {
+    /// Takes one step of a state.
+    pub fn step(&mut self, step: &Transition) {
+        let set = |state: &mut String, to: &String| state.clone_from(to);
+        match step {
+            Transition::Role { to } => set(&mut self.role, to),
+            Transition::PeerRole { to } => {
+                let links = self.connections.iter_mut();
+                links.for_each(|link| set(&mut link.peer_role, to));
+            }
+            Transition::Connection { to } => {
+                let links = self.connections.iter_mut();
+                links.for_each(|link| set(&mut link.connection_state, to));
+            }
+            Transition::Disk { volume, to } => {
+                let devices = self.devices.iter_mut();
+                let of = devices.filter(|device| device.volume == *volume);
+                of.for_each(|device| set(&mut device.disk_state, to));
+            }
+            Transition::PeerDisk { volume, to } => {
+                let of = self.peer_devices(*volume);
+                of.for_each(|peer| set(&mut peer.peer_disk_state, to));
+            }
+            Transition::Replication { volume, to } => {
+                let of = self.peer_devices(*volume);
+                of.for_each(|peer| set(&mut peer.replication_state, to));
+            }
+        }
+    }
+
+    fn peer_devices(&mut self, volume: u16) -> impl Iterator<Item = &mut PeerDeviceView> {
+        let all = self
+            .connections
+            .iter_mut()
+            .flat_map(|l| &mut l.peer_devices);
+        all.filter(move |peer| peer.volume == volume)
+    }
+
     /// Every connection is up.
     pub fn connected(&self) -> bool {
         !self.connections.is_empty()

@@ -1,5 +1,6 @@
 //! What the driver tells the engine.
 
+use super::config::Timeouts;
 use super::ids::{Buffer, CommandId, Generation, IoId, LinkId, NodeId, RequestId, Span, VolumeId};
 use super::message::Envelope;
 use super::persist::VolumeImage;
@@ -83,6 +84,8 @@ pub enum Command {
     Invalidate {
         volume: VolumeId,
     },
+    /// Other liveness limits, from now on.
+    Timeouts(Timeouts),
     /// Clean end: flush, demote, leave; the engine accepts nothing afterwards.
     Shutdown,
 }

@@ -887,3 +887,59 @@ fn a_peer_with_larger_blocks_than_the_device_in_use_is_refused() {
     assert_eq!(pair.states()[0], "Primary UpToDate UpToDate Established");
     assert_eq!(pair.nodes[0].shape.map(|s| s.logical_block), Some(4096));
 }
+
+#[test]
+fn a_handshake_that_fails_after_an_interrupted_sync_does_not_stop_the_next_one() {
+    for frames in 0..60 {
+        let mut pair = Pair::synced(Protocol::C);
+        pair.nodes[1].want_link = false;
+        pair.cut();
+        for sector in [100, 9_000, 50_000] {
+            assert_eq!(pair.write(0, sector, &[sector; 16]), Ok(()));
+        }
+        pair.nodes[1].want_link = true;
+        while pair.states()[1] != "Secondary Inconsistent UpToDate SyncTarget" {
+            match pair.wire.pop_front() {
+                Some((to, data)) => pair.deliver(to, data),
+                None => pair.connect(),
+            }
+        }
+        pair.cut();
+        pair.connect();
+        for _ in 0..frames {
+            if let Some((to, data)) = pair.wire.pop_front() {
+                pair.deliver(to, data);
+            }
+        }
+        pair.cut();
+        // Not promotable, whatever the handshake had stored.
+        assert!(pair.nodes[1].superblock.as_ref().is_some_and(|s| {
+            s.inconsistent || s.current.0 == pair.nodes[0].engine.status().devices[0].current
+        }));
+        pair.run();
+        assert_eq!(
+            pair.states()[0],
+            "Primary UpToDate UpToDate Established",
+            "{frames}"
+        );
+        assert_eq!(
+            pair.states()[1],
+            "Secondary UpToDate UpToDate Established",
+            "{frames}"
+        );
+        assert_eq!(pair.data(0), pair.data(1), "{frames}");
+    }
+}
+
+#[test]
+fn liveness_limits_change_while_the_link_is_up() {
+    let mut pair = Pair::synced(Protocol::C);
+    let before = pair.nodes[1].engine.next_deadline().expect("a ping is due");
+    let timeouts = Timeouts {
+        ping_interval: std::time::Duration::from_secs(1),
+        ..Timeouts::default()
+    };
+    assert_eq!(pair.command(1, Command::Timeouts(timeouts)), Ok(()));
+    let after = pair.nodes[1].engine.next_deadline().expect("a ping is due");
+    assert!(after < before, "{after:?} {before:?}");
+}

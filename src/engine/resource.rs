@@ -251,6 +251,10 @@ impl Engine {
             Command::Primary { force, ground } => self.on_primary(id, force, ground),
             Command::Secondary => self.on_secondary(id),
             Command::Invalidate { volume } => self.on_invalidate(id, volume),
+            Command::Timeouts(timeouts) => {
+                self.config.timeouts = timeouts;
+                self.done(id);
+            }
             Command::Shutdown => self.on_shutdown(id),
         }
     }

@@ -69,9 +69,7 @@ pub struct Connector {
     own: SocketAddr,
     peer: SocketAddr,
     hello: HelloParts,
-    profile: SocketProfile,
-    /// Upper bound of the pause between two tries.
-    interval: Duration,
+    options: SharedOptions,
     orders: Orders,
     wish: watch::Receiver<LinkWish>,
     failure: Failure,
@@ -83,13 +81,42 @@ struct HelloParts {
     resource: String,
     node: u8,
     peer: u8,
+}
+
+/// What may change while the resource runs; the next connection is made with it.
+pub struct LinkOptions {
     secret: Option<Secret>,
+    profile: SocketProfile,
+    /// Upper bound of the pause between two tries.
+    interval: Duration,
+}
+
+/// Changed by whoever takes the agent's orders.
+pub type SharedOptions = Rc<RefCell<LinkOptions>>;
+
+impl LinkOptions {
+    pub fn new(config: &ServeConfig) -> LinkOptions {
+        LinkOptions {
+            secret: Secret::new(config.shared_secret.as_bytes()),
+            profile: SocketProfile {
+                tuning: match config.protocol {
+                    'A' => Tuning::A,
+                    _ => Tuning::Synchronous,
+                },
+                timeout: Duration::from_millis(config.timeout),
+                send_buffer: config.send_buffer,
+                receive_buffer: 0,
+            },
+            interval: Duration::from_millis(config.connect_interval).max(FIRST_PAUSE),
+        }
+    }
 }
 
 impl Connector {
     /// For a configuration whose addresses have been checked.
     pub fn new(
         config: &ServeConfig,
+        options: SharedOptions,
         (own, peer): (SocketAddr, SocketAddr),
         orders: Orders,
         wish: watch::Receiver<LinkWish>,
@@ -102,18 +129,8 @@ impl Connector {
                 resource: config.resource.clone(),
                 node: config.node,
                 peer: config.peer,
-                secret: Secret::new(config.shared_secret.as_bytes()),
             },
-            profile: SocketProfile {
-                tuning: match config.protocol {
-                    'A' => Tuning::A,
-                    _ => Tuning::Synchronous,
-                },
-                timeout: Duration::from_millis(config.timeout),
-                send_buffer: config.send_buffer,
-                receive_buffer: 0,
-            },
-            interval: Duration::from_millis(config.connect_interval).max(FIRST_PAUSE),
+            options,
             orders,
             wish,
             failure,
@@ -144,7 +161,8 @@ impl Connector {
                 pause = Duration::ZERO;
             }
             sleep(pause).await;
-            pause = (pause * 2).clamp(FIRST_PAUSE, self.interval);
+            let longest = self.options.borrow().interval;
+            pause = (pause * 2).clamp(FIRST_PAUSE, longest);
             let wish = *self.wish.borrow();
             if !wish.want || wish.up {
                 continue;
@@ -229,7 +247,8 @@ impl Connector {
 
     /// Runs the handshake, within its limit, and hands the connection over.
     async fn greet(&self, socket: TcpStream, direction: Direction) -> Result<(), ConnectError> {
-        self.profile.apply(&socket).map_err(io::Error::from)?;
+        let profile = self.options.borrow().profile;
+        profile.apply(&socket).map_err(io::Error::from)?;
         // Reads of the ring shall wait, not ask to try again.
         socket.set_nonblocking(false)?;
         let Ok(done) = timeout(HANDSHAKE, self.shake(&socket, direction)).await else {
@@ -242,7 +261,7 @@ impl Connector {
         self.orders.send(Order::Link {
             socket: socket.into(),
             peer: NodeId(self.hello.peer),
-            low_water: self.profile.low_water(),
+            low_water: profile.low_water(),
             features,
             taken,
         });
@@ -264,7 +283,7 @@ impl Connector {
             resource: self.hello.resource.clone(),
             node: self.hello.node,
             peer: self.hello.peer,
-            secret: self.hello.secret.clone(),
+            secret: self.options.borrow().secret.clone(),
             features: FEATURES,
             nonce,
         })?;
@@ -336,7 +355,8 @@ mod tests {
                 up: false,
             });
             let shown = Rc::clone(&failure);
-            let connector = Connector::new(&config, (own, peer), orders, watched, shown);
+            let options = Rc::new(RefCell::new(LinkOptions::new(&config)));
+            let connector = Connector::new(&config, options, (own, peer), orders, watched, shown);
             tokio_uring::spawn(connector.run());
             Node {
                 inbox,

@@ -10,14 +10,14 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::sync::{broadcast, oneshot, watch};
 
 use super::attach::{self, AttachError};
-use super::connect::{Connector, Failure};
+use super::connect::{Connector, Failure, LinkOptions, SharedOptions};
 use super::lines::{First, LineError, Lines, Request, first};
 use super::orders::{Answer, LinkWish, Order, Orders};
-use super::serve::Addresses;
+use super::serve::{Addresses, timeouts};
 use super::status::render;
 use crate::agent::protocol::{
     ErrorKind, ErrorReply, Reply, ServeConfig, ServeNotice, ServeRequest,
@@ -30,12 +30,17 @@ const MAX_CONNECTIONS: usize = 64;
 /// The pause after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
+/// Where numbered notices come from.
+type Notices = broadcast::Sender<(u64, ServeNotice)>;
+
 /// What the control thread starts with.
 pub struct Control {
     pub config: ServeConfig,
     pub addresses: Addresses,
     pub orders: Orders,
-    pub notices: broadcast::Sender<ServeNotice>,
+    pub notices: Notices,
+    /// Everything since the process began, for the first agent that listens.
+    pub early: broadcast::Receiver<(u64, ServeNotice)>,
     pub wish: watch::Receiver<LinkWish>,
     /// The agent's listening socket.
     pub listener: std::os::unix::net::UnixListener,
@@ -45,9 +50,11 @@ pub struct Control {
 
 /// What the tasks share.
 struct Shared {
-    config: ServeConfig,
+    config: RefCell<Rc<ServeConfig>>,
+    options: SharedOptions,
     orders: Orders,
-    notices: broadcast::Sender<ServeNotice>,
+    notices: Notices,
+    early: RefCell<Option<broadcast::Receiver<(u64, ServeNotice)>>>,
     failure: Failure,
 }
 
@@ -58,8 +65,10 @@ impl Control {
         let _ignored = ignore_signals()?;
         let failure: Failure = Rc::new(RefCell::new(None));
         let Addresses { own, peer } = self.addresses;
+        let options = Rc::new(RefCell::new(LinkOptions::new(&self.config)));
         let connector = Connector::new(
             &self.config,
+            Rc::clone(&options),
             (own, peer),
             self.orders.clone(),
             self.wish,
@@ -67,9 +76,11 @@ impl Control {
         );
         tokio_uring::spawn(connector.run());
         let shared = Rc::new(Shared {
-            config: self.config,
+            config: RefCell::new(Rc::new(self.config)),
+            options,
             orders: self.orders,
             notices: self.notices,
+            early: RefCell::new(Some(self.early)),
             failure,
         });
         let lines = Lines::new(UnixStream::from_std(self.first)?);
@@ -148,6 +159,22 @@ fn bad_line(error: &LineError) -> ErrorReply {
     )
 }
 
+/// Sends an item of a stream; false when the agent has left.
+async fn pass_on(lines: &Lines, notice: &ServeNotice) -> bool {
+    match serde_json::to_value(notice) {
+        Ok(item) => lines.send(&Reply::Item(item)).await.is_ok(),
+        Err(_) => false,
+    }
+}
+
+fn another_configuration(name: &str) -> ErrorReply {
+    ErrorReply::new(
+        ErrorKind::Refused,
+        format!("{name} runs with another configuration"),
+        format!("`lockstep down {name}`, then `lockstep up {name}`"),
+    )
+}
+
 /// The ring thread does not answer any more.
 fn gone() -> ErrorReply {
     ErrorReply::new(
@@ -161,6 +188,7 @@ impl Shared {
     async fn answer(&self, (request, descriptors): Request) -> Answer {
         match request {
             ServeRequest::Configure(config) => self.configure(&config),
+            ServeRequest::Adjust(config) => self.adjust(*config).await,
             ServeRequest::Attach { volume } => self.attach(volume, descriptors).await,
             ServeRequest::Detach { volume } => {
                 let volume = VolumeId(volume);
@@ -202,15 +230,27 @@ impl Shared {
 
     /// The same configuration again is fine; another one needs another process.
     fn configure(&self, config: &ServeConfig) -> Answer {
-        if *config == self.config {
+        let current = self.config();
+        if *config == *current {
             return Ok(Value::Null);
         }
-        let name = &self.config.resource;
-        Err(ErrorReply::new(
-            ErrorKind::Refused,
-            format!("{name} runs with another configuration"),
-            format!("`lockstep down {name}`, then `lockstep up {name}`"),
-        ))
+        Err(another_configuration(&current.resource))
+    }
+
+    /// Takes over the options that can change.
+    async fn adjust(&self, config: ServeConfig) -> Answer {
+        let current = self.config();
+        if current.with_options_of(&config) != config {
+            return Err(another_configuration(&current.resource));
+        }
+        *self.options.borrow_mut() = LinkOptions::new(&config);
+        let timeouts = timeouts(&config);
+        *self.config.borrow_mut() = Rc::new(config);
+        self.command(Command::Timeouts(timeouts)).await
+    }
+
+    fn config(&self) -> Rc<ServeConfig> {
+        Rc::clone(&self.config.borrow())
     }
 
     async fn ask(&self, order: impl FnOnce(super::orders::Reply) -> Order) -> Answer {
@@ -224,9 +264,10 @@ impl Shared {
     }
 
     async fn attach(&self, volume: u16, descriptors: Vec<OwnedFd>) -> Answer {
-        let mut volumes = self.config.volumes.iter();
+        let config = self.config();
+        let mut volumes = config.volumes.iter();
         let Some(configured) = volumes.find(|entry| entry.volume == volume) else {
-            let name = &self.config.resource;
+            let name = &config.resource;
             return Err(ErrorReply::new(
                 ErrorKind::Usage,
                 format!("{name} has no volume {volume}"),
@@ -234,7 +275,7 @@ impl Shared {
             ));
         };
         let disk = attach::open(descriptors, configured.internal_meta).await?;
-        let (found, own) = (disk.recovered.image.superblock.node.0, self.config.node);
+        let (found, own) = (disk.recovered.image.superblock.node.0, config.node);
         if found != own {
             // Its bitmap and its record of the peer are about the other node.
             return Err(AttachError::OtherNode { found, own }.into());
@@ -257,30 +298,54 @@ impl Shared {
     }
 
     async fn status(&self) -> Answer {
+        Ok(self.picture().await?.0)
+    }
+
+    /// The status, and the number of the last notice that led to it.
+    async fn picture(&self) -> Result<(Value, u64), ErrorReply> {
         let (reply, answer) = oneshot::channel();
         self.orders.send(Order::Status { reply });
         let snapshot = answer.await.map_err(|_| gone())?;
         let failure = self.failure.borrow();
-        Ok(render(&self.config, &snapshot, failure.as_deref()))
+        let status = render(&self.config(), &snapshot, failure.as_deref());
+        Ok((status, snapshot.notices))
     }
 
-    /// Streams notices until the agent closes.
+    /// Streams notices until the agent closes, and a picture after what one wake-up brought.
     async fn stream(&self, lines: &mut Lines) {
-        let mut notices = self.notices.subscribe();
+        let early = self.early.borrow_mut().take();
+        let mut notices = early.unwrap_or_else(|| self.notices.subscribe());
+        let mut said = 0;
         loop {
-            let notice = match first(notices.recv(), lines.closed()).await {
-                First::One(Ok(notice)) => notice,
-                // The listener was slow: whatever it missed, it will look again.
-                First::One(Err(RecvError::Lagged(_))) => {
-                    ServeNotice::Changed("several things".to_owned())
+            let Ok((picture, last)) = self.picture().await else {
+                return;
+            };
+            // What led to the picture comes before it: a listener sees every step.
+            while said < last {
+                match notices.try_recv() {
+                    Ok((number, notice)) => {
+                        said = number;
+                        if !pass_on(lines, &notice).await {
+                            return;
+                        }
+                    }
+                    // It was slow: the picture tells the rest.
+                    Err(TryRecvError::Lagged(_)) => {}
+                    Err(TryRecvError::Empty | TryRecvError::Closed) => break,
                 }
+            }
+            if !pass_on(lines, &ServeNotice::Picture(picture)).await {
+                return;
+            }
+            match first(notices.recv(), lines.closed()).await {
+                First::One(Ok((number, notice))) => {
+                    said = number;
+                    if !pass_on(lines, &notice).await {
+                        return;
+                    }
+                }
+                First::One(Err(RecvError::Lagged(_))) => {}
                 First::One(Err(RecvError::Closed)) | First::Other(()) => return,
-            };
-            let Ok(item) = serde_json::to_value(&notice) else {
-                return;
-            };
-            if lines.send(&Reply::Item(item)).await.is_err() {
-                return;
             }
         }
     }
@@ -292,7 +357,7 @@ impl Shared {
             Ok(value) => {
                 // The agent may have left; the order stands.
                 let _ = lines.send(&Reply::Done(value)).await;
-                tracing::info!(resource = self.config.resource, "ends in order");
+                tracing::info!(resource = self.config().resource, "ends in order");
                 std::process::exit(0);
             }
             Err(error) => lines.send(&Reply::Error(error)).await.is_ok(),

@@ -96,7 +96,9 @@ pub struct LinkWish {
 
 /// The way from the ring thread.
 pub struct Reports {
-    pub notices: broadcast::Sender<ServeNotice>,
+    /// Numbered from 1.
+    pub notices: broadcast::Sender<(u64, ServeNotice)>,
+    sent: u64,
     pub wish: watch::Sender<LinkWish>,
 }
 
@@ -105,13 +107,20 @@ impl Reports {
     pub fn new() -> Reports {
         Reports {
             notices: broadcast::channel(NOTICE_BACKLOG).0,
+            sent: 0,
             wish: watch::channel(LinkWish::default()).0,
         }
     }
 
     /// Tells whoever listens.
-    pub fn notice(&self, notice: ServeNotice) {
+    pub fn notice(&mut self, notice: ServeNotice) {
+        self.sent += 1;
         // An error means that nobody listens.
-        let _ = self.notices.send(notice);
+        let _ = self.notices.send((self.sent, notice));
+    }
+
+    /// The number of the last notice.
+    pub fn sent(&self) -> u64 {
+        self.sent
     }
 }

@@ -24,7 +24,7 @@ use super::orders::{LinkWish, Order, Orders, Reply, Reports};
 use super::reason::{Names, of_refusal};
 use super::recorder::Recorder;
 use super::ring::{Completion, Owner, Ring, Waker};
-use super::status::{Snapshot, VolumeFacts};
+use super::status::{Snapshot, VolumeFacts, transition};
 use super::track::{Leftover, TrackTable};
 use crate::agent::protocol::{ErrorKind, ErrorReply, ServeConfig, ServeNotice};
 use crate::engine::{
@@ -643,8 +643,10 @@ impl Reactor {
             _ => {}
         }
         tracing::info!(resource = self.config.resource, ?notice, "changed");
-        self.reports
-            .notice(ServeNotice::Changed(format!("{notice:?}")));
+        self.reports.notice(match transition(&notice) {
+            Some(step) => ServeNotice::Transition(step),
+            None => ServeNotice::Happened(format!("{notice:?}")),
+        });
     }
 
     fn note_disk(&mut self, volume: VolumeId, failure: Option<i32>) {
@@ -685,6 +687,7 @@ impl Reactor {
         };
         Snapshot {
             engine: self.engine.status(),
+            notices: self.reports.sent(),
             volumes: (0..self.volumes.len()).map(facts).collect(),
         }
     }

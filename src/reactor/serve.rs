@@ -227,6 +227,17 @@ async fn when_free(
     }
 }
 
+/// The engine's liveness limits.
+pub fn timeouts(config: &ServeConfig) -> Timeouts {
+    Timeouts {
+        ping_interval: Duration::from_millis(config.ping_interval),
+        ping_timeout: Duration::from_millis(config.ping_timeout),
+        timeout: Duration::from_millis(config.timeout),
+        ko_count: config.ko_count,
+        ..Timeouts::default()
+    }
+}
+
 /// The engine's configuration.
 fn engine_config(config: &ServeConfig, boot_id: u64) -> Result<Config, ServeError> {
     let count = config.volumes.len();
@@ -252,13 +263,7 @@ fn engine_config(config: &ServeConfig, boot_id: u64) -> Result<Config, ServeErro
             'C' => Protocol::C,
             other => return Err(ServeError::Protocol(other)),
         },
-        timeouts: Timeouts {
-            ping_interval: Duration::from_millis(config.ping_interval),
-            ping_timeout: Duration::from_millis(config.ping_timeout),
-            timeout: Duration::from_millis(config.timeout),
-            ko_count: config.ko_count,
-            ..Timeouts::default()
-        },
+        timeouts: timeouts(config),
         vote: VoteMode::Operator,
         // The log on disk has room for this many.
         al_extents: config.al_extents.min(Layout::max_al_extents()),
@@ -289,6 +294,7 @@ fn run(
         config: ready.config.clone(),
         addresses: ready.addresses,
         orders: orders.clone(),
+        early: reports.notices.subscribe(),
         notices: reports.notices.clone(),
         wish: reports.wish.subscribe(),
         listener,

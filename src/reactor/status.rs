@@ -4,8 +4,10 @@ use serde_json::{Map, Value, json};
 
 use super::counters::{Measure, Percentiles};
 use super::reason::{Names, of_loss, of_refusal};
-use crate::agent::protocol::{FrontEnd, ServeConfig};
-use crate::engine::{ConnectionStatus, DeviceStatus, PeerDeviceStatus, Refusal, ResourceStatus};
+use crate::agent::protocol::{FrontEnd, ServeConfig, Transition};
+use crate::engine::{
+    ConnectionStatus, DeviceStatus, Notice, PeerDeviceStatus, Refusal, ResourceStatus,
+};
 
 /// What the reactor knows about a volume besides the engine's picture.
 #[derive(Clone, Debug, Default)]
@@ -28,8 +30,35 @@ pub struct VolumeFacts {
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     pub engine: ResourceStatus,
+    /// Number of the last notice that led here.
+    pub notices: u64,
     /// In the order of the configured volumes.
     pub volumes: Vec<VolumeFacts>,
+}
+
+/// A notice of the engine as a step of a state, if it is one.
+pub fn transition(notice: &Notice) -> Option<Transition> {
+    Some(match notice {
+        Notice::Role { to, .. } => Transition::Role { to: to.to_string() },
+        Notice::PeerRole { to } => Transition::PeerRole { to: to.to_string() },
+        Notice::Disk { volume, to, .. } => Transition::Disk {
+            volume: volume.0,
+            to: to.to_string(),
+        },
+        Notice::PeerDisk { volume, to } => Transition::PeerDisk {
+            volume: volume.0,
+            to: to.to_string(),
+        },
+        Notice::Connection { to, .. } => Transition::Connection { to: to.to_string() },
+        Notice::Replication { volume, to } => Transition::Replication {
+            volume: volume.0,
+            to: to.to_string(),
+        },
+        Notice::DiskError { .. }
+        | Notice::SyncDone { .. }
+        | Notice::NewGeneration { .. }
+        | Notice::SplitBrain { .. } => return None,
+    })
 }
 
 /// KiB, as all amounts are shown.
@@ -284,6 +313,7 @@ pub(super) mod tests {
 
     fn snapshot() -> Snapshot {
         Snapshot {
+            notices: 0,
             engine: ResourceStatus {
                 role: Role::Primary,
                 term: Term::ZERO,

@@ -1,11 +1,15 @@
 //! The agent comes and goes; the data planes and their I/O do not notice.
 
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, ChildStdout, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::load::Load;
-use crate::node::{PATIENCE, send_signal, wait_until};
+use crate::node::{Node, PATIENCE, send_signal, wait_until};
 use crate::pair::{
-    Pair, Plan, amount, connected, disk_state, role, status, synced, wait_replaced, wait_status,
+    Pair, Plan, amount, connected, disk_state, link_state, role, status, synced, wait_replaced,
+    wait_status,
 };
 
 const MIB: u64 = 1 << 20;
@@ -175,4 +179,124 @@ fn sigterm_under_load_ends_everything() {
     // The peer has every write, and both have it on record: no force is needed.
     pair.beta.run(&["primary", "r0"]).ok();
     history.verify(&mut pair.nbd("beta"));
+}
+
+/// What `lockstep events` of a node says while it runs.
+struct Events {
+    follower: Child,
+    lines: std::io::Lines<BufReader<ChildStdout>>,
+}
+
+impl Events {
+    /// Begins after the first picture.
+    fn of(node: &Node) -> Events {
+        let mut follower = node
+            .command(&["events"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("starts");
+        let output = follower.stdout.take().expect("piped");
+        let mut lines = BufReader::new(output).lines();
+        while lines.next().expect("a picture").expect("UTF-8") != "exists -" {}
+        Events { follower, lines }
+    }
+
+    /// Values of `key` in changes of `object`, up to the first line that contains `last`.
+    fn values(&mut self, object: &str, key: &str, last: &str) -> Vec<String> {
+        let mut values = Vec::new();
+        for line in self.lines.by_ref() {
+            let line = line.expect("UTF-8");
+            let mut words = line.split(' ');
+            if words.nth(1) == Some(object) {
+                let value = words.find_map(|word| word.strip_prefix(key)?.strip_prefix(':'));
+                values.extend(value.map(str::to_owned));
+            }
+            if line.contains(last) {
+                return values;
+            }
+        }
+        panic!("no {last} after {values:?}");
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        let _ = self.follower.kill();
+        let _ = self.follower.wait();
+    }
+}
+
+#[test]
+fn events_tell_every_step_in_order() {
+    let pair = Pair::in_sync(Plan::default());
+    let mut events = Events::of(&pair.alpha);
+    for verb in ["secondary", "primary", "secondary", "primary"] {
+        pair.alpha.run(&[verb, "r0"]).ok();
+    }
+    // A disk fails between two pictures: it is never seen so.
+    let disk = File::options()
+        .write(true)
+        .open(pair.disk("alpha"))
+        .expect("opens");
+    disk.set_len(8 << 20).expect("truncates");
+    pair.nbd("alpha").read(16 << 20, 4096).expect("goes on");
+    let mut steps = Vec::new();
+    while steps.len() < 4 {
+        steps.extend(events.values("resource", "role", " role:"));
+    }
+    assert_eq!(steps, ["Secondary", "Primary", "Secondary", "Primary"]);
+    let steps = events.values("device", "disk", " disk:Diskless");
+    assert_eq!(steps, ["Failed", "Diskless"]);
+    // A data plane is heard from its first step on.
+    let mut events = Events::of(&pair.beta);
+    pair.beta.run(&["down", "r0"]).ok();
+    assert_eq!(
+        events.values("device", "disk", " disk:Diskless"),
+        ["Diskless"]
+    );
+    pair.beta.run(&["up", "r0"]).ok();
+    let steps = events.values("device", "disk", " disk:UpToDate");
+    assert!(
+        steps.len() > 1 && steps.last().is_some_and(|last| last == "UpToDate"),
+        "{steps:?}"
+    );
+    let first = ["Consistent", "Outdated", "Inconsistent"];
+    assert!(first.contains(&steps[0].as_str()), "{steps:?}");
+}
+
+#[test]
+fn options_are_taken_over_while_the_resource_runs() {
+    let pair = Pair::in_sync(Plan::default());
+    let planes = [pair.alpha.plane("r0"), pair.beta.plane("r0")];
+    let mut text = pair.configuration();
+    let mut with = |from: &str, to: &str| {
+        assert!(text.contains(from));
+        text = text.replace(from, to);
+        std::fs::write(&pair.alpha.config, &text).expect("config");
+    };
+    with("a secret of the test", "another secret");
+    let said = pair.alpha.run(&["adjust", "r0", "--dry-run"]).ok();
+    assert!(said.contains("shared-secret"), "{said}");
+    pair.alpha.run(&["adjust", "r0"]).ok();
+    // It holds from the next connection on, and then for both or for none.
+    assert_eq!(link_state(&status(&pair.alpha)), "Connected");
+    pair.alpha.run(&["disconnect", "r0"]).ok();
+    pair.alpha.run(&["connect", "r0"]).ok();
+    wait_status(&pair.alpha, "the secrets differ", PATIENCE, |now| {
+        let reason = now["connections"][0]["reason"].as_str().unwrap_or("");
+        reason.contains("secret")
+    });
+    pair.beta.run(&["adjust", "r0"]).ok();
+    connected(&pair.alpha);
+    pair.alpha.run(&["wait-sync", "r0", "--timeout", "60"]).ok();
+    with(
+        "timeout 9; connect-int 1;",
+        "timeout 20; connect-int 2; ko-count 3;",
+    );
+    pair.alpha.run(&["adjust", "all"]).ok();
+    // What cannot change is named, and nothing of it is done.
+    with("timeout 20;", "timeout 20; protocol A;");
+    pair.alpha.run(&["adjust", "r0"]).failed(3, "protocol");
+    assert_eq!([pair.alpha.plane("r0"), pair.beta.plane("r0")], planes);
+    assert_eq!(role(&pair.alpha), "Primary");
 }
