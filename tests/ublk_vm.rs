@@ -8,7 +8,7 @@ fn drill(kernel: &str) -> String {
         modules: "ublk_drv",
         programs: &[lab::example("ublk_ram")],
         script: "ublk-drill",
-        limit: 300,
+        limit: 900,
     }
     .check()
 }
