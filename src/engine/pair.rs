@@ -798,6 +798,7 @@ fn a_disk_that_does_not_answer_its_primary_is_left_again() {
     );
     pair.run();
     assert_eq!(pair.result(0, write), None, "held");
+    assert!(pair.nodes[0].engine.status().suspended);
     let late = pair.nodes[0].engine.next_deadline().expect("bounded");
     pair.now = late;
     pair.handle(0, Event::Tick);
@@ -934,12 +935,12 @@ fn a_handshake_that_fails_after_an_interrupted_sync_does_not_stop_the_next_one()
 #[test]
 fn liveness_limits_change_while_the_link_is_up() {
     let mut pair = Pair::synced(Protocol::C);
-    let before = pair.nodes[1].engine.next_deadline().expect("a ping is due");
+    let before = pair.nodes[0].engine.next_deadline().expect("a ping is due");
     let timeouts = Timeouts {
         ping_interval: std::time::Duration::from_secs(1),
         ..Timeouts::default()
     };
-    assert_eq!(pair.command(1, Command::Timeouts(timeouts)), Ok(()));
-    let after = pair.nodes[1].engine.next_deadline().expect("a ping is due");
+    assert_eq!(pair.command(0, Command::Timeouts(timeouts)), Ok(()));
+    let after = pair.nodes[0].engine.next_deadline().expect("a ping is due");
     assert!(after < before, "{after:?} {before:?}");
 }

@@ -11,6 +11,7 @@ impl Engine {
         ResourceStatus {
             role: self.role,
             term: self.term,
+            suspended: self.retake.is_some(),
             devices: (0..self.volumes.len())
                 .map(|index| self.device_status(index))
                 .collect(),

@@ -86,6 +86,8 @@ names!(ReplicationState: Off, WFBitMapS, WFBitMapT, Established, SyncSource, Syn
 pub struct ResourceStatus {
     pub role: Role,
     pub term: Term,
+    /// Requests that only the peer can serve wait: a disk is on its way back to this primary.
+    pub suspended: bool,
     pub devices: Vec<DeviceStatus>,
     pub connection: ConnectionStatus,
 }

@@ -79,16 +79,24 @@ pub fn render(config: &ServeConfig, snapshot: &Snapshot, connect_failure: Option
         .iter()
         .map(|status| device(config, snapshot, status))
         .collect();
-    json!({
+    let mut map = object(json!({
         "name": config.resource,
         "node-id": config.node,
         "role": engine.role.name(),
-        "suspended": false,
+        "suspended": engine.suspended,
         "write-ordering": "flush",
         "term": engine.term.to_string(),
         "devices": devices,
         "connections": [connection(config, snapshot, names, connect_failure)],
-    })
+    }));
+    if engine.suspended {
+        let reason = format!(
+            "requests wait while a disk is taken back and {} is met anew",
+            config.peer_name
+        );
+        map.insert("reason".to_owned(), json!(reason));
+    }
+    Value::Object(map)
 }
 
 fn device(config: &ServeConfig, snapshot: &Snapshot, status: &DeviceStatus) -> Value {
@@ -317,6 +325,7 @@ pub(super) mod tests {
             engine: ResourceStatus {
                 role: Role::Primary,
                 term: Term::ZERO,
+                suspended: false,
                 devices: vec![DeviceStatus {
                     volume: VolumeId(4),
                     disk: DiskState::UpToDate,
@@ -398,6 +407,21 @@ pub(super) mod tests {
         assert_eq!(peer["rate-kib-s"], 128);
         assert_eq!(peer["eta-s"], 4);
         assert!(status["connections"][0].get("reason").is_none());
+    }
+
+    #[test]
+    fn requests_that_are_held_have_a_reason() {
+        let mut snapshot = snapshot();
+        let status = render(&config(), &snapshot, None);
+        assert!(status["suspended"] == false && status.get("reason").is_none());
+        snapshot.engine.suspended = true;
+        let status = render(&config(), &snapshot, None);
+        assert_eq!(status["suspended"], true);
+        assert!(
+            status["reason"]
+                .as_str()
+                .is_some_and(|r| r.contains("disk"))
+        );
     }
 
     #[test]

@@ -322,6 +322,14 @@ impl World {
         stamps: &[u64],
     ) {
         let Origin::Peer { session, sync } = origin else {
+            // A primary that takes its disk back writes beside the sync blocks.
+            if let Some(process) = &mut self.nodes[node].process {
+                let session = process.session;
+                let own = (start..)
+                    .zip(stamps)
+                    .map(|(s, stamp)| ((volume, s), (session, *stamp)));
+                process.landed.extend(own);
+            }
             return;
         };
         if self.options.protocol != Protocol::C && self.rng.chance(50) {
