@@ -396,7 +396,7 @@ impl World {
                 self.check_current(node, volume);
             }
         }
-        let other_serves = self.nodes[1 - node].serving();
+        let other_serves = self.reigns(1 - node);
         // After a forced promotion a node's own record may say that the other is out.
         // And a primary without any disk has left the data to its peer.
         let other_has = self
@@ -420,7 +420,8 @@ impl World {
                 .collect()
         });
         let both = [0, 1];
-        let sources: &[usize] = if connected { &both } else { &both[node..=node] };
+        let either = connected || self.oracle.nodes[node].blended;
+        let sources: &[usize] = if either { &both } else { &both[node..=node] };
         self.oracle
             .promoted(node, forced, contents, sources, other_serves);
     }
@@ -676,6 +677,8 @@ impl World {
         n.left_alone = !now && (n.left_alone || lost);
         if now && !before && serving {
             self.oracle.synced(1 - node, from);
+        } else if now && !before && !self.nodes[1 - node].serving() {
+            self.oracle.blended();
         }
     }
 
