@@ -3,7 +3,7 @@
 
 use lockstep::engine::Protocol;
 use lockstep::engine::{
-    Buffer, ConnectionState, DiskState, Envelope, LogTransaction, Message, ReplicationState,
+    Buffer, ConnectionState, DiskState, Envelope, LogTransaction, Message, ReplicationState, Role,
     Session, Span, Superblock, Term, VolumeImage,
 };
 
@@ -359,14 +359,16 @@ impl World {
 
     /// A superblock is about to be stored.
     pub fn check_superblock(&mut self, node: usize, volume: usize, next: &Superblock) {
-        let Some(forcing) = self.nodes[node].process.as_ref().map(|p| p.forcing) else {
+        let Some(process) = &self.nodes[node].process else {
             return;
         };
+        // A primary that takes a disk back was promoted before.
+        let (forcing, reigns) = (process.forcing, process.status.role == Role::Primary);
         if forcing && self.nodes[node].generation(volume) != Some(next.current) {
             self.nodes[node].forced.insert(volume, next.current);
         }
         // A sync ends without the mark of a reign, and is stored before anybody builds on it.
-        let reign = next.primary && !next.inconsistent;
+        let reign = next.primary && !next.inconsistent && !reigns;
         if reign && !forcing && self.nodes[node].unfit(volume) == Some("Inconsistent") {
             let text = format!(
                 "node {node} becomes primary on volume {volume}, which its disk calls Inconsistent"
