@@ -1,7 +1,7 @@
 # Every target installs what it lacks from Debian's packages when it may (root), and otherwise
 # says exactly what to install.
 CARGO ?= cargo
-# Options of the simulator; none = 2,000 fresh seeds
+# Options of the simulator; none = 2,000 fresh seeds, and 500 with a third voter
 SEEDS ?=
 
 .PHONY: all demo test soak bench lint unit sim drills packages build lab
@@ -37,6 +37,7 @@ unit: packages build
 sim: packages
 	$(CARGO) build --release --quiet -p lockstep-sim
 	target/release/lockstep-sim $(SEEDS)
+	target/release/lockstep-sim --nodes 3 $(or $(SEEDS),--seeds-count 500)
 	tests/sabotages
 
 drills: build lab

@@ -158,7 +158,8 @@ pub enum Action {
     DiskClosed {
         volume: VolumeId,
     },
-    /// Ask the third voter to record the generation of a volume under our term.
+    /// Ask the third voter to record the generation of a volume under our term. The driver puts
+    /// these questions in order, each until it is answered.
     RecordAtVoter {
         volume: VolumeId,
         generation: Generation,

@@ -20,8 +20,9 @@ pub enum Protocol {
 pub enum VoteMode {
     /// The operator is the vote; the node's own superblock is the record.
     Operator,
-    /// A third voter keeps {owner, term, generations}; it is asked through
-    /// `Action::RecordAtVoter` and answers with `Event::VoterRecorded`.
+    /// A third voter keeps {owner, term, generations, lease}. Every promotion needs its vote
+    /// (`Ground::Voter`), every new generation its record (`Action::RecordAtVoter`, answered by
+    /// `Event::VoterRecorded` or `Event::Deposed`).
     Voter,
 }
 

@@ -1,18 +1,17 @@
-//! Attaching, detaching and losing disks; the writes of metadata; new generations.
+//! Attaching, detaching and losing disks; the writes of metadata.
 
 use std::time::Duration;
 
 use super::action::{Action, Notice};
 use super::activity_log::{ActivityLog, LastWrite};
 use super::bitmap::{BIT_BYTES, Bitmap};
-use super::config::VoteMode;
 use super::ids::{CommandId, Generation, Time, VolumeId};
 use super::message::Message;
 use super::persist::{MetaOp, SlotChange, VolumeImage};
 use super::reason::{LinkLoss, Refusal};
 use super::resource::{Engine, Pending, Quiesce, broken};
 use super::status::{DiskState, ReplicationState, Role};
-use super::volume::{Closing, ClosingStep, LocalWrites, Mint, OwnDisk};
+use super::volume::{Closing, ClosingStep, LocalWrites, OwnDisk};
 
 /// Bitmap pages written in one operation.
 const PAGES_PER_WRITE: usize = 64;
@@ -290,12 +289,18 @@ impl Engine {
     }
 
     pub(super) fn on_new_generation_ack(&mut self, index: usize, generation: Generation) {
-        let v = &mut self.volumes[index];
-        if v.own_disk == OwnDisk::Asked(generation) {
-            v.own_disk = OwnDisk::Left(generation);
-            self.recheck = true;
-            self.progress = true;
+        if self.volumes[index].own_disk != OwnDisk::Asked(generation) {
+            return;
         }
+        // Ours is one vote short of a majority that leaves this disk behind.
+        if self.has_voter() {
+            self.volumes[index].own_disk = OwnDisk::Recording(generation);
+            self.record_at_voter(index, generation);
+        } else {
+            self.volumes[index].own_disk = OwnDisk::Left(generation);
+        }
+        self.recheck = true;
+        self.progress = true;
     }
 
     // ---- orderly detach ----
@@ -314,8 +319,11 @@ impl Engine {
             }
             match closing.step {
                 ClosingStep::Draining => {
-                    let asked = matches!(self.volumes[index].own_disk, OwnDisk::Asked(_))
-                        && self.replicates(index);
+                    let asked = self.replicates(index)
+                        && matches!(
+                            self.volumes[index].own_disk,
+                            OwnDisk::Asked(_) | OwnDisk::Recording(_)
+                        );
                     let busy = self.ios.values().any(|(volume, _)| *volume == index);
                     if !asked && !busy {
                         self.set_closing(index, ClosingStep::Flushing);
@@ -579,62 +587,7 @@ impl Engine {
         self.progress = true;
     }
 
-    // ---- new generations ----
-
-    /// Begins to move the data to a new generation that the peer's copy does not have.
-    pub(super) fn begin_mint(&mut self, index: usize) {
-        // Between the agreement on a sync and its start the generations must stand still; the
-        // handshake has a deadline.
-        if self.volumes[index].mint.is_some() || self.handshake_committed() {
-            return;
-        }
-        // Without a disk that counts nothing can be recorded here; the writes fail or are the
-        // peer's.
-        if self.volumes[index].disk != DiskState::UpToDate {
-            return;
-        }
-        let generation = self.fresh_generation();
-        let voter = self.config.vote == VoteMode::Voter;
-        let v = &mut self.volumes[index];
-        v.new_generation(generation);
-        let version = v.change_peer(|peer| peer.outdated = true);
-        v.mint = Some(Mint { version, voter });
-        let volume = v.id;
-        let term = self.term;
-        if voter {
-            self.out.push(Action::RecordAtVoter {
-                volume,
-                generation,
-                term,
-            });
-        }
-        self.publish(Notice::NewGeneration { volume, generation });
-        self.progress = true;
-    }
-
-    pub(super) fn on_voter_recorded(&mut self, id: VolumeId, generation: Generation) {
-        let Some(index) = self.index(id) else { return };
-        let v = &mut self.volumes[index];
-        if v.superblock.current == generation
-            && let Some(mint) = v.mint.as_mut()
-        {
-            mint.voter = false;
-            self.progress = true;
-        }
-    }
-
-    pub(super) fn settle_mints(&mut self) {
-        for v in &mut self.volumes {
-            if v.mint
-                .is_some_and(|mint| !mint.voter && v.stored(mint.version))
-            {
-                v.mint = None;
-                v.peer_current = false;
-                self.recheck = true;
-                self.progress = true;
-            }
-        }
-    }
+    // ---- rest ----
 
     /// The crash that the superblock records has been dealt with.
     pub(super) fn clear_crash_flag(&mut self, index: usize) {

@@ -1,7 +1,9 @@
 //! What the driver tells the engine.
 
 use super::config::Timeouts;
-use super::ids::{Buffer, CommandId, Generation, IoId, LinkId, NodeId, RequestId, Span, VolumeId};
+use super::ids::{
+    Buffer, CommandId, Generation, IoId, LinkId, NodeId, RequestId, Span, Term, VolumeId,
+};
 use super::message::Envelope;
 use super::persist::VolumeImage;
 use super::reason::LinkLoss;
@@ -48,13 +50,24 @@ pub enum IoOutcome {
     Failed(i32),
 }
 
+/// The third voter's word that this node may be primary: while the lease lasts it names nobody
+/// else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vote {
+    /// The new reign; later than every earlier one.
+    pub term: Term,
+    /// The generation on record for each volume, in the order of the configuration. A copy of
+    /// another one is promoted by force only.
+    pub recorded: Vec<Option<Generation>>,
+}
+
 /// What a promotion rests on besides this node's own record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ground {
     /// The operator's word.
     Operator,
-    /// A grant of the third voter.
-    Voter,
+    /// A vote of the third voter.
+    Voter(Vote),
     /// The agent has watched throughout: this node was primary, only its data process died, and
     /// the same reign goes on.
     Recovered,
@@ -122,6 +135,11 @@ pub enum Event {
     VoterRecorded {
         volume: VolumeId,
         generation: Generation,
+    },
+    /// The other answer of the voter, also to the renewal of a lease: it names another owner,
+    /// under this later term.
+    Deposed {
+        term: Term,
     },
     /// Time has reached `Engine::next_deadline`.
     Tick,

@@ -17,7 +17,6 @@ use std::time::Duration;
 
 use super::action::{Action, Notice};
 use super::bitmap::PAGE_WORDS;
-use super::config::VoteMode;
 use super::handshake::{Extent, Misfit, Side, Verdict, decide};
 use super::ids::{Buffer, CommandId, Generation, LinkId, NodeId, Session, Term, Time};
 use super::message::{BitmapChunk, Envelope, Message, NodeState, VolumeState};
@@ -241,8 +240,10 @@ impl Engine {
     }
 
     /// The peer acts under a later term than we have seen.
-    fn follow_term(&mut self, term: Term) {
-        if term > self.term {
+    pub(super) fn follow_term(&mut self, term: Term) {
+        // The term of a primary is what it was given a vote for.
+        let own = self.role == Role::Primary && self.has_voter();
+        if term > self.term && !own {
             self.term = term;
             for volume in &mut self.volumes {
                 volume.change(|superblock| superblock.term = term);
@@ -376,7 +377,7 @@ impl Engine {
             Some(Link {
                 stage: Stage::Greeting(greeting),
                 ..
-            }) => greeting.agree_sent,
+            }) => greeting.agree_sent || (self.has_voter() && greeting.pending.is_some()),
             _ => false,
         }
     }
@@ -577,6 +578,7 @@ impl Engine {
                     .iter_mut()
                     .map(|v| v.change_peer(|peer| peer.session_pending = session))
                     .collect();
+                self.drop_questions();
                 // What we describe from now on includes it; it is not a reason to start over.
                 greeting.mine = Some(self.describe(mine.round));
                 greeting.pending = Some(versions);
@@ -620,9 +622,11 @@ impl Engine {
         if mine.role == Role::Primary && theirs.role == Role::Primary {
             return Err(Refusal::BothPrimary);
         }
-        // A reign that another has followed is over, unless the operator discards the other.
+        // A reign that another has followed is over, unless the operator discards the other and
+        // is the one who decides.
+        let over = |other: &NodeState| self.has_voter() || !other.discard_my_data;
         let stale = |primary: &NodeState, other: &NodeState| {
-            primary.role == Role::Primary && primary.term < other.term && !other.discard_my_data
+            primary.role == Role::Primary && primary.term < other.term && over(other)
         };
         if (stale(mine, theirs) || stale(theirs, mine)) && !broken!(self, IgnoreTerm) {
             return Err(Refusal::StaleTerm);
@@ -703,17 +707,14 @@ impl Engine {
         }
     }
 
-    /// The term from here on: a primary whose peer has known a later one begins a new reign.
+    /// The term from here on: a primary whose peer has known a later one begins a new reign, where
+    /// that is not the voter's to say.
     fn reign_after(&mut self, highest: Term) -> Term {
-        if self.role == Role::Primary && highest > self.term {
-            let random = self.fresh_id() as u32;
-            return Term {
-                counter: highest.counter + 1,
-                node: self.config.node,
-                random,
-            };
+        match self.role {
+            Role::Primary if self.has_voter() => self.term,
+            Role::Primary if highest > self.term => self.next_term(highest),
+            _ => highest,
         }
-        highest
     }
 
     fn record_session(
@@ -725,8 +726,6 @@ impl Engine {
     ) -> u64 {
         let term = self.term;
         let generation = self.fresh_generation();
-        let voter = self.config.vote == VoteMode::Voter;
-        let mut minted = false;
         let v = &mut self.volumes[index];
         let agreed = theirs.map_or(v.size, |t| {
             agreed_size(v.superblock.agreed_size, v.capacity, t)
@@ -753,10 +752,10 @@ impl Engine {
         if let Verdict::Source(extent) = verdict {
             if theirs.is_some_and(|t| t.current == v.superblock.current) {
                 // The target is about to become inconsistent: what we have must be told apart
-                // from it, should it be promoted by force.
+                // from it, should it be promoted by force. A voter need not know: no write rests
+                // on it, and it descends from what is on record.
                 let version = v.new_generation(generation);
-                v.mint = Some(Mint { version, voter });
-                minted = true;
+                v.mint = Some(Mint::Storing(version));
             }
             if extent != Extent::Bitmap {
                 let stub = stub_generation(session);
@@ -765,14 +764,6 @@ impl Engine {
                 v.change_peer(|peer| peer.base = stub);
             }
             v.change_peer(|peer| peer.outdated = true);
-        }
-        if minted && voter {
-            let volume = v.id;
-            self.out.push(Action::RecordAtVoter {
-                volume,
-                generation,
-                term,
-            });
         }
         self.volumes[index].change_peer(|peer| {
             peer.known = true;
@@ -922,10 +913,8 @@ impl Engine {
             let peer = &theirs.volumes[index];
             v.compared =
                 peer.disk >= DiskState::Inconsistent || peer.current == v.data_generation();
-            if v.own_disk == OwnDisk::Asked(peer.current) {
-                // Its answer was lost with the last link.
-                v.own_disk = OwnDisk::Left(peer.current);
-            }
+            // Its answer was lost with the last link.
+            self.on_new_generation_ack(index, peer.current);
             self.start_volume(index, verdict, peer.disk);
         }
         self.publish_connection(ConnectionState::Connected);

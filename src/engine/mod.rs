@@ -31,10 +31,11 @@ mod status;
 mod sync;
 mod transfer;
 mod volume;
+mod vote;
 
 pub use action::{Action, Notice, Shape};
 pub use config::{Config, Protocol, Timeouts, VoteMode};
-pub use event::{Command, Event, Ground, IoOutcome, Op, Request};
+pub use event::{Command, Event, Ground, IoOutcome, Op, Request, Vote};
 pub use ids::{
     Buffer, CommandId, Generation, IoId, LinkId, NodeId, RequestId, Session, Span, Term, Time,
     VolumeId,

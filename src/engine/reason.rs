@@ -59,6 +59,8 @@ pub enum Refusal {
     NoDisk {
         volume: VolumeId,
     },
+    /// The third voter has not said that this node may be primary.
+    NoVote,
     /// The voter knows another generation than this disk.
     NotRecorded {
         volume: VolumeId,
@@ -99,7 +101,7 @@ pub enum Refusal {
     PrimaryIsOlder {
         volume: VolumeId,
     },
-    /// A primary of an older term than the one that we know.
+    /// A primary, or a vote, of an older term than the one that we know.
     StaleTerm,
     PeerTooSmall {
         volume: VolumeId,

@@ -278,10 +278,14 @@ impl Engine {
             // The extents are held from here on, whatever happens next.
             write.stage = Stage::Logging(0);
         }
-        if !self.reachable(write.volume) {
+        let failure = match self.reachable(write.volume) {
+            false => Some(IoFailure::NoData),
+            true => self.deposed.map(|_| IoFailure::NotPrimary),
+        };
+        if let Some(failure) = failure {
             self.writes.remove(&key);
             self.volumes[write.volume].log.release(write.span);
-            self.complete(write.request, Err(IoFailure::NoData));
+            self.complete(write.request, Err(failure));
             return true;
         }
         if !self.may_submit(write)
@@ -488,8 +492,9 @@ impl Engine {
     fn left_to_peer(&self, volume: usize) -> Result<bool, IoFailure> {
         match self.volumes[volume].own_disk {
             OwnDisk::Left(_) => Ok(true),
-            OwnDisk::Asked(_) if self.replicates(volume) => Ok(false),
-            OwnDisk::Asked(_) | OwnDisk::Current => Err(IoFailure::NoData),
+            OwnDisk::Recording(_) if self.deposed.is_some() => Err(IoFailure::NotPrimary),
+            OwnDisk::Asked(_) | OwnDisk::Recording(_) if self.replicates(volume) => Ok(false),
+            OwnDisk::Asked(_) | OwnDisk::Recording(_) | OwnDisk::Current => Err(IoFailure::NoData),
         }
     }
 
@@ -512,6 +517,10 @@ impl Engine {
             | (Leg::Running | Leg::Received, Protocol::A)
             | (Leg::Received, Protocol::B) => true,
             (Leg::Running | Leg::Received, _) => broken!(self, AckBeforePeer),
+            // The record that this write needs will not be made.
+            (Leg::Absent | Leg::Lost, _) if local && v.peer_current && self.deposed.is_some() => {
+                return Err(IoFailure::NotPrimary);
+            }
             (Leg::Absent | Leg::Lost, _) => !v.peer_current,
         };
         Ok(local && peer)
@@ -806,10 +815,12 @@ impl Engine {
         }
         let here = flush.local == Leg::Done && v.disk == DiskState::UpToDate;
         // What the flush promises, the peer's copy lacks: it must not be promotable.
-        if here && flush.peer == Leg::Lost && v.peer_current && v.bitmap.count() > 0 {
+        let lacking = here && flush.peer == Leg::Lost && v.peer_current && v.bitmap.count() > 0;
+        if lacking && self.deposed.is_none() {
             return self.begin_mint(flush.volume);
         }
         let result = match flush.peer {
+            _ if lacking => Err(IoFailure::NotPrimary),
             _ if here => Ok(()),
             Leg::Done => match self.left_to_peer(flush.volume) {
                 Ok(true) => Ok(()),

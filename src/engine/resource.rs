@@ -122,6 +122,8 @@ pub struct Engine {
     pub(super) standing: Standing,
     pub(super) discard_my_data: bool,
     pub(super) change: Option<RoleChange>,
+    /// The voter names another owner, under this term, and we have not stepped down yet.
+    pub(super) deposed: Option<Term>,
     /// A promotion of the peer that is being recorded.
     pub(super) grant: Option<Grant>,
     /// The primary's request to record this copy as outdated.
@@ -169,6 +171,7 @@ impl Engine {
             standing: Standing::default(),
             discard_my_data: false,
             change: None,
+            deposed: None,
             grant: None,
             farewell: None,
             generation_acks: Vec::new(),
@@ -218,6 +221,7 @@ impl Engine {
             Event::VoterRecorded { volume, generation } => {
                 self.on_voter_recorded(volume, generation);
             }
+            Event::Deposed { term } => self.on_deposed(term),
             Event::Tick => {}
         }
     }
@@ -232,6 +236,7 @@ impl Engine {
         self.settle_generation_acks();
         self.settle_replica();
         self.settle_handshake();
+        self.settle_deposed();
         self.settle_role();
         self.settle_writes();
         self.settle_sync();

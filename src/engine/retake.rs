@@ -227,7 +227,7 @@ impl Engine {
             theirs.current == live || theirs.base == live || theirs.history.contains(&live)
         };
         match self.volumes[index].own_disk {
-            OwnDisk::Left(live) | OwnDisk::Asked(live) => knows(live),
+            OwnDisk::Left(live) | OwnDisk::Asked(live) | OwnDisk::Recording(live) => knows(live),
             OwnDisk::Current => false,
         }
     }

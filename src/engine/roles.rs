@@ -5,23 +5,24 @@
 //! | connected, Primary                | refused, with force too                        |
 //! | connected, Secondary              | allowed when the peer agrees (its term counts) |
 //! | unreachable, recorded as outdated | allowed                                        |
-//! | unreachable, voter grants         | allowed                                        |
+//! | unreachable, on record with voter | allowed                                        |
 //! | unreachable otherwise             | refused: not proven current                    |
 //!
 //! and the disk must be UpToDate (or Consistent where the table says allowed while unreachable).
 //! Force overrides the state of the data and the missing proof, never a connected primary.
+//! Where there is a third voter, every promotion needs its vote besides, with force too, and only
+//! what the voter has on record proves anything about an unreachable peer.
 //! Two nodes that ask each other at the same time compare their terms: the higher one wins.
 
 use std::time::Duration;
 
 use super::action::{Action, Notice};
-use super::event::Ground;
+use super::event::{Ground, Vote};
 use super::ids::{CommandId, LinkId, Term, Time};
 use super::message::Message;
 use super::reason::{LinkLoss, Refusal};
 use super::resource::{Engine, Quiesce, broken};
 use super::status::{DiskState, Role};
-use super::volume::Mint;
 
 /// How long the peer may take to answer a question of a command.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -29,9 +30,18 @@ const ANSWER: Duration = Duration::from_secs(5);
 /// A change of role, or the orderly end of a connection, under way.
 #[derive(Clone, Debug)]
 pub(super) struct RoleChange {
-    pub(super) command: CommandId,
+    /// Whom the end is told; nobody asked for the end of a reign that was overtaken.
+    pub(super) command: Option<CommandId>,
     pub(super) deadline: Time,
     pub(super) step: Step,
+}
+
+/// A promotion that has got past the questions about this node's data.
+#[derive(Clone, Debug)]
+pub(super) struct Bid {
+    term: Term,
+    force: bool,
+    vote: Option<Vote>,
 }
 
 /// What the change waits for.
@@ -40,15 +50,11 @@ pub(super) enum Step {
     /// Promotion: the end of a handshake.
     Meeting { force: bool, ground: Ground },
     /// Promotion: the peer's answer.
-    Asking { term: Term, force: bool },
+    Asking(Bid),
     /// Promotion: writes of the former primary that are on their way to the disk.
-    Draining { term: Term, force: bool },
+    Draining(Bid),
     /// Promotion: flushes of volumes with unflushed writes.
-    Flushing {
-        term: Term,
-        force: bool,
-        left: usize,
-    },
+    Flushing { bid: Bid, left: usize },
     /// Promotion: the superblocks, and the record of new generations.
     Storing {
         versions: Vec<u64>,
@@ -67,12 +73,23 @@ pub(super) enum Step {
     },
 }
 
+impl Step {
+    /// Whether a promotion can still be given up without a trace on disk.
+    pub(super) fn is_question(&self) -> bool {
+        use Step::{Asking, Draining, Flushing, Meeting};
+        matches!(
+            self,
+            Meeting { .. } | Asking(_) | Draining(_) | Flushing { .. }
+        )
+    }
+}
+
 impl RoleChange {
     /// Whether the peer was asked something.
     pub(super) fn waits_for_peer(&self) -> bool {
         matches!(
             self.step,
-            Step::Asking { .. } | Step::Outdating { told: true, .. }
+            Step::Asking(_) | Step::Outdating { told: true, .. }
         )
     }
 }
@@ -87,6 +104,10 @@ pub(super) struct Grant {
 
 impl Engine {
     fn change(&mut self, command: CommandId, step: Step) {
+        self.begin_change(Some(command), step);
+    }
+
+    fn begin_change(&mut self, command: Option<CommandId>, step: Step) {
         let deadline = self.now.after(ANSWER);
         self.change = Some(RoleChange {
             command,
@@ -105,10 +126,9 @@ impl Engine {
 
     fn end_change(&mut self, result: Result<(), Refusal>) {
         if let Some(change) = self.change.take() {
-            self.out.push(Action::CommandDone {
-                command: change.command,
-                result,
-            });
+            if let Some(command) = change.command {
+                self.out.push(Action::CommandDone { command, result });
+            }
             self.progress = true;
         }
     }
@@ -141,21 +161,32 @@ impl Engine {
     }
 
     /// Why this node may not be promoted, as far as its own data and the peer's role tell.
-    fn unpromotable(&self, force: bool, ground: Ground) -> Option<Refusal> {
+    fn unpromotable(&self, force: bool, ground: &Ground) -> Option<Refusal> {
         let connected = self.replicating().is_some();
         if connected && self.peer_role() == Role::Primary {
             return Some(Refusal::PeerIsPrimary);
         }
+        let vote = self.vote_of(ground);
+        if self.has_voter() {
+            match vote {
+                None => return Some(Refusal::NoVote),
+                Some(vote) if vote.term <= self.term => return Some(Refusal::StaleTerm),
+                Some(_) => {}
+            }
+        }
         let lenient = broken!(self, PromoteInconsistent);
-        self.volumes.iter().find_map(|v| {
+        self.volumes.iter().enumerate().find_map(|(index, v)| {
             let volume = v.id;
             let peer_good = connected && v.peer_disk == DiskState::UpToDate;
             let proven = (connected && v.compared)
-                || v.proven_current()
-                || matches!(ground, Ground::Voter | Ground::Recovered)
+                || self.proven(index, vote)
+                || *ground == Ground::Recovered
                 || broken!(self, TrustOwnUptodate);
             match v.disk {
                 DiskState::UpToDate | DiskState::Consistent if proven || force => None,
+                DiskState::UpToDate | DiskState::Consistent if self.has_voter() => {
+                    Some(Refusal::NotRecorded { volume })
+                }
                 DiskState::UpToDate | DiskState::Consistent => Some(Refusal::NotProvenCurrent),
                 DiskState::Outdated if force => None,
                 DiskState::Outdated => Some(Refusal::DiskOutdated { volume }),
@@ -167,6 +198,17 @@ impl Engine {
         })
     }
 
+    /// Whether a copy is provably the newest although the peer cannot be asked. With a third
+    /// voter its record alone counts: what this node knows of the peer may be overtaken.
+    fn proven(&self, index: usize, vote: Option<&Vote>) -> bool {
+        let v = &self.volumes[index];
+        if !self.has_voter() {
+            return v.proven_current();
+        }
+        let recorded = vote.and_then(|vote| vote.recorded.get(index).copied().flatten());
+        recorded == Some(v.superblock.current)
+    }
+
     /// Drives the role change; called until nothing moves.
     pub(super) fn settle_role(&mut self) {
         self.settle_grant();
@@ -174,25 +216,21 @@ impl Engine {
             return;
         };
         match change.step {
-            Step::Meeting { force, ground } => self.meet(force, ground),
-            Step::Asking { .. } => {}
-            Step::Draining { term, force } => {
+            Step::Meeting { force, ground } => self.meet(force, &ground),
+            Step::Asking(_) => {}
+            Step::Draining(bid) => {
                 if self.replica.is_drained() || broken!(self, PromoteWithoutDrain) {
-                    self.flush_before_promotion(term, force);
+                    self.flush_before_promotion(bid);
                 }
             }
-            Step::Flushing {
-                term,
-                force,
-                left: 0,
-            } => self.store_promotion(term, force),
+            Step::Flushing { bid, left: 0 } => self.store_promotion(&bid),
             Step::Flushing { .. } => {}
             Step::Storing {
                 versions,
                 renegotiate,
             } => {
                 if self.stored(&versions) && self.volumes.iter().all(|v| v.mint.is_none()) {
-                    self.become_primary(renegotiate);
+                    self.end_storing(renegotiate);
                 }
             }
             Step::Finishing { shutdown } => self.finish_reign(shutdown),
@@ -213,12 +251,12 @@ impl Engine {
         self.change.as_ref().is_some_and(|change| {
             matches!(
                 change.step,
-                Asking { .. } | Draining { .. } | Flushing { .. } | Storing { .. }
+                Asking(_) | Draining(_) | Flushing { .. } | Storing { .. }
             )
         })
     }
 
-    fn meet(&mut self, force: bool, ground: Ground) {
+    fn meet(&mut self, force: bool, ground: &Ground) {
         // A disk that is just being attached is compared in the handshake that follows.
         let meeting = self.link.as_ref().is_some_and(|link| !link.replicating());
         if meeting || !self.attaching.is_empty() {
@@ -227,28 +265,37 @@ impl Engine {
         if let Some(refusal) = self.unpromotable(force, ground) {
             return self.end_change(Err(refusal));
         }
-        let random = self.fresh_id() as u32;
-        let counter = self.term.counter + 1;
-        let term = Term {
-            counter,
-            node: self.config.node,
-            random,
+        let vote = self.vote_of(ground).cloned();
+        let term = match &vote {
+            Some(vote) => vote.term,
+            None => self.next_term(self.term),
         };
+        let bid = Bid { term, force, vote };
         if self.replicating().is_some() {
             self.send(Message::Promote { term }, None);
-            self.set_step(Step::Asking { term, force });
+            self.set_step(Step::Asking(bid));
         } else {
-            self.set_step(Step::Draining { term, force });
+            self.set_step(Step::Draining(bid));
+        }
+    }
+
+    /// A term of this node that is later than `term`.
+    pub(super) fn next_term(&mut self, term: Term) -> Term {
+        let random = self.fresh_id() as u32;
+        Term {
+            counter: term.counter + 1,
+            node: self.config.node,
+            random,
         }
     }
 
     /// The peer's answer to our question.
     pub(super) fn on_promote_reply(&mut self, asked: Term, granted: bool) {
-        let (term, force) = match &self.change {
+        let bid = match &self.change {
             Some(RoleChange {
-                step: Step::Asking { term, force },
+                step: Step::Asking(bid),
                 ..
-            }) if *term == asked => (*term, *force),
+            }) if bid.term == asked => bid.clone(),
             // Too late: the command has given up, and the peer must know.
             _ if granted && self.role == Role::Secondary => {
                 return self.send(Message::Demoted, None);
@@ -256,19 +303,26 @@ impl Engine {
             _ => return,
         };
         if granted {
-            self.set_step(Step::Draining { term, force });
+            self.set_step(Step::Draining(bid));
         } else {
             self.end_change(Err(Refusal::PeerPromotes));
         }
     }
 
-    fn flush_before_promotion(&mut self, term: Term, force: bool) {
+    /// Ends a promotion of which nothing is stored yet; a peer that has agreed is told.
+    pub(super) fn give_up_promotion(&mut self, refusal: Refusal) {
+        if self.replicating().is_some() {
+            self.send(Message::Demoted, None);
+        }
+        self.end_change(Err(refusal));
+    }
+
+    fn flush_before_promotion(&mut self, bid: Bid) {
         let unflushed: Vec<usize> = (0..self.volumes.len())
             .filter(|v| self.volumes[*v].has_disk() && self.volumes[*v].superblock.unflushed)
             .collect();
         self.set_step(Step::Flushing {
-            term,
-            force,
+            bid,
             left: unflushed.len(),
         });
         for volume in unflushed {
@@ -285,15 +339,20 @@ impl Engine {
         }
     }
 
-    fn store_promotion(&mut self, term: Term, force: bool) {
+    fn store_promotion(&mut self, bid: &Bid) {
+        let (term, force) = (bid.term, bid.force);
         let connected = self.replicating().is_some();
-        let voter = self.config.vote == super::config::VoteMode::Voter;
+        let voter = self.has_voter();
         let mut versions = Vec::new();
+        let mut unrecorded = Vec::new();
         let mut forced = false;
         for index in 0..self.volumes.len() {
             let generation = self.fresh_generation();
+            let proven = connected || self.proven(index, bid.vote.as_ref());
             let v = &mut self.volumes[index];
-            let doubtful = v.disk != DiskState::UpToDate || (!connected && !v.proven_current());
+            let doubtful = v.disk != DiskState::UpToDate || !proven;
+            // A sync that ends from here on must not take the new mark of a reign for the old.
+            v.crashed = false;
             let size = v.size;
             let mut version = v.change(|superblock| {
                 superblock.term = term;
@@ -309,24 +368,34 @@ impl Engine {
                 forced = true;
                 v.new_generation(generation);
                 version = v.change_peer(|peer| peer.outdated = true);
-                v.mint = Some(Mint { version, voter });
+                // With a voter the first write moves on once more, and puts that on record: until
+                // then what the voter had on record is as good.
+                v.peer_current = voter;
                 let volume = v.id;
-                if voter {
-                    self.out.push(Action::RecordAtVoter {
-                        volume,
-                        generation,
-                        term,
-                    });
-                }
                 self.publish(Notice::NewGeneration { volume, generation });
+            } else if voter && !self.proven(index, bid.vote.as_ref()) {
+                // The peer has agreed: these are two of three votes.
+                let current = self.volumes[index].superblock.current;
+                unrecorded.push((index, current));
             }
             versions.push(version);
         }
         self.term = term;
+        for (index, current) in unrecorded {
+            self.record_at_voter(index, current);
+        }
         self.set_step(Step::Storing {
             versions,
             renegotiate: forced && connected,
         });
+    }
+
+    fn end_storing(&mut self, renegotiate: bool) {
+        if self.deposed.is_none() {
+            return self.become_primary(renegotiate);
+        }
+        self.end_change(Err(Refusal::StaleTerm));
+        self.step_down();
     }
 
     fn become_primary(&mut self, renegotiate: bool) {
@@ -361,14 +430,14 @@ impl Engine {
     pub(super) fn on_promote(&mut self, link: LinkId, term: Term) {
         let mine = match &self.change {
             Some(RoleChange {
-                step: Step::Asking { term, .. },
+                step: Step::Asking(bid),
                 ..
-            }) => Some(*term),
+            }) => Some(bid.term),
             _ => None,
         };
         let busy = match &self.change {
             None => false,
-            Some(change) => !matches!(change.step, Step::Asking { .. } | Step::Meeting { .. }),
+            Some(change) => !matches!(change.step, Step::Asking(_) | Step::Meeting { .. }),
         };
         let refused = self.role == Role::Primary
             || busy
@@ -433,7 +502,12 @@ impl Engine {
         self.change(command, Step::Finishing { shutdown: false });
     }
 
-    fn stop_serving(&mut self) {
+    /// The end of a reign that nobody here asked for.
+    pub(super) fn step_down(&mut self) {
+        self.begin_change(None, Step::Finishing { shutdown: false });
+    }
+
+    pub(super) fn stop_serving(&mut self) {
         if std::mem::take(&mut self.serving) {
             self.out.push(Action::Serve {
                 serve: false,
@@ -473,6 +547,7 @@ impl Engine {
 
     fn become_secondary(&mut self, shutdown: bool) {
         self.set_role(Role::Secondary);
+        self.doubt_copies();
         if self.replicating().is_some() {
             self.send(Message::Demoted, None);
         }
@@ -687,7 +762,7 @@ impl Engine {
     /// The link broke while the peer was asked.
     pub(super) fn change_lost_link(&mut self) {
         if let Some(RoleChange {
-            step: Step::Asking { .. },
+            step: Step::Asking(_),
             ..
         }) = self.change
         {
@@ -701,7 +776,7 @@ impl Engine {
             return;
         }
         match change.step {
-            Step::Meeting { .. } | Step::Asking { .. } => self.end_change(Err(Refusal::Busy)),
+            Step::Meeting { .. } | Step::Asking(_) => self.end_change(Err(Refusal::Busy)),
             Step::Outdating { told: true, .. } => {
                 // It did not answer: it is not recorded, and the next write moves on without it.
                 self.stand_alone(None);
@@ -715,7 +790,7 @@ impl Engine {
         let change = self.change.as_ref()?;
         let waits = matches!(
             change.step,
-            Step::Meeting { .. } | Step::Asking { .. } | Step::Outdating { told: true, .. }
+            Step::Meeting { .. } | Step::Asking(_) | Step::Outdating { told: true, .. }
         );
         waits.then_some(change.deadline)
     }

@@ -57,12 +57,12 @@ impl LocalWrites {
 }
 
 /// A new generation that is not recorded everywhere yet.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Mint {
-    /// Superblock version that holds it.
-    pub(super) version: u64,
-    /// The third voter has yet to answer.
-    pub(super) voter: bool,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mint {
+    /// The third voter was asked to record it.
+    Asked(Generation),
+    /// This version of the superblock holds it.
+    Storing(u64),
 }
 
 /// The record of a generation that this node's own, lost disk lacks (rule 6, disk detached).
@@ -72,7 +72,9 @@ pub(super) enum OwnDisk {
     Current,
     /// The peer was asked to store this generation.
     Asked(Generation),
-    /// The peer has stored it: the data is there, until a sync has brought it back.
+    /// The peer has stored it; the third voter was asked to record it.
+    Recording(Generation),
+    /// It is stored and recorded: the data is there, until a sync has brought it back.
     Left(Generation),
 }
 
@@ -234,7 +236,11 @@ impl Volume {
     /// The generation of the data that this node works with: of its own disk, or of the peer's.
     pub(super) fn data_generation(&self) -> Generation {
         match self.own_disk {
-            OwnDisk::Asked(generation) | OwnDisk::Left(generation) if !self.has_disk() => {
+            OwnDisk::Asked(generation)
+            | OwnDisk::Recording(generation)
+            | OwnDisk::Left(generation)
+                if !self.has_disk() =>
+            {
                 generation
             }
             _ => self.superblock.current,

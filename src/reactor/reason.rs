@@ -92,6 +92,10 @@ fn of_role_refusal(refusal: &Refusal, names: Names<'_>) -> Option<Reason> {
                  writing, the copies diverge"
             ),
         ),
+        Refusal::NoVote => refused(
+            "the third voter has not said that this node may be primary".to_owned(),
+            "it names one owner at a time, until that one's lease has ended; try again".to_owned(),
+        ),
         Refusal::NotRecorded { volume } => refused(
             format!("the voter has recorded a newer generation of volume {volume} than this disk"),
             format!("bring {peer} up and let it sync to this node"),
@@ -262,6 +266,7 @@ fn of_other_refusal(refusal: &Refusal, names: Names<'_>) -> Reason {
         Refusal::PeerIsPrimary
         | Refusal::PeerPromotes
         | Refusal::NotProvenCurrent
+        | Refusal::NoVote
         | Refusal::NotRecorded { .. }
         | Refusal::IsPrimary
         | Refusal::NotPrimary
@@ -333,6 +338,7 @@ mod tests {
             Refusal::DiskInconsistent { volume },
             Refusal::DiskOutdated { volume },
             Refusal::NoDisk { volume },
+            Refusal::NoVote,
             Refusal::NotRecorded { volume },
             Refusal::IsPrimary,
             Refusal::NotPrimary,

@@ -74,6 +74,7 @@ impl Recorder {
             }
             Event::Command { id, .. } => Entry::Command(*id),
             Event::VoterRecorded { .. } => Entry::Action("voter recorded", 0),
+            Event::Deposed { .. } => Entry::Action("deposed", 0),
             Event::Tick => Entry::Tick,
         };
         self.push(now, entry);

@@ -3,7 +3,7 @@
 
 use lockstep::engine::Protocol;
 use lockstep::engine::{
-    Buffer, ConnectionState, DiskState, Envelope, LogTransaction, Message, ReplicationState,
+    Buffer, ConnectionState, DiskState, Envelope, LogTransaction, Message, ReplicationState, Role,
     Session, Span, Superblock, Term, VolumeImage,
 };
 
@@ -367,14 +367,16 @@ impl World {
 
     /// A superblock is about to be stored.
     pub fn check_superblock(&mut self, node: usize, volume: usize, next: &Superblock) {
-        let Some(forcing) = self.nodes[node].process.as_ref().map(|p| p.forcing) else {
+        let Some(process) = &self.nodes[node].process else {
             return;
         };
+        // A primary that takes a disk back was promoted before.
+        let (forcing, reigns) = (process.forcing, process.status.role == Role::Primary);
         if forcing && self.nodes[node].generation(volume) != Some(next.current) {
             self.nodes[node].forced.insert(volume, next.current);
         }
         // A sync ends without the mark of a reign, and is stored before anybody builds on it.
-        let reign = next.primary && !next.inconsistent;
+        let reign = next.primary && !next.inconsistent && !reigns;
         if reign && !forcing && self.nodes[node].unfit(volume) == Some("Inconsistent") {
             let text = format!(
                 "node {node} becomes primary on volume {volume}, which its disk calls Inconsistent"
@@ -404,7 +406,7 @@ impl World {
                 self.check_current(node, volume);
             }
         }
-        let other_serves = self.nodes[1 - node].serving();
+        let other_serves = self.reigns(1 - node);
         // After a forced promotion a node's own record may say that the other is out.
         // And a primary without any disk has left the data to its peer.
         let other_has = self
@@ -428,7 +430,8 @@ impl World {
                 .collect()
         });
         let both = [0, 1];
-        let sources: &[usize] = if connected { &both } else { &both[node..=node] };
+        let either = connected || self.oracle.nodes[node].blended;
+        let sources: &[usize] = if either { &both } else { &both[node..=node] };
         self.oracle
             .promoted(node, forced, contents, sources, other_serves);
     }
@@ -684,6 +687,8 @@ impl World {
         n.left_alone = !now && (n.left_alone || lost);
         if now && !before && serving {
             self.oracle.synced(1 - node, from);
+        } else if now && !before && !self.nodes[1 - node].serving() {
+            self.oracle.blended();
         }
     }
 

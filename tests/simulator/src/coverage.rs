@@ -48,7 +48,7 @@ fn column(event: &Event) -> usize {
             command: Command::Attach { .. },
             ..
         } => 11,
-        Event::Command { .. } | Event::VoterRecorded { .. } => 12,
+        Event::Command { .. } | Event::VoterRecorded { .. } | Event::Deposed { .. } => 12,
         Event::Tick => 13,
     }
 }

@@ -48,15 +48,10 @@ impl World {
             Purpose::Other,
         );
         if self.nodes[node].recover_role {
-            let ground = Ground::Operator;
-            self.command(
-                node,
-                Command::Primary {
-                    force: false,
-                    ground,
-                },
-                Purpose::Primary,
-            );
+            match self.options.voter {
+                true => self.recover_reign(node),
+                false => self.ask_promotion(node, false, Ground::Operator),
+            }
         }
     }
 
@@ -129,6 +124,7 @@ impl World {
     fn end_process(&mut self, node: usize, process: Process, agent: bool) {
         self.oracle.died(node, process.incarnation);
         let n = &mut self.nodes[node];
+        n.seat.vacate(agent);
         n.paused = false;
         n.inbox.clear();
         n.disks.iter_mut().for_each(|disk| disk.land_unnoticed());
@@ -162,6 +158,7 @@ impl World {
         }
         self.abandon(node);
         let n = &mut self.nodes[node];
+        n.seat.vacate(true);
         n.recover_role = false;
         n.tracked = None;
         n.paused = false;
@@ -254,7 +251,7 @@ impl World {
                 self.break_link(told);
             }
             7 => self.cut([node == 0, node == 1]),
-            8 => self.cut([true; 2]),
+            8 => self.part(node),
             9 => self.break_disk(),
             10 => self.slow_disk(node),
             11 => {
@@ -287,6 +284,14 @@ impl World {
         for side in (0..2).filter(|s| told[*s]) {
             let delay = self.rng.delay(5 * MILLI);
             self.schedule.after(delay, Happening::Broken { link, side });
+        }
+    }
+
+    /// The nodes lose each other, and with a voter one of them now and then that one too.
+    fn part(&mut self, node: usize) {
+        self.cut([true; 2]);
+        if self.options.voter && self.rng.chance(500) {
+            self.cut_off(node);
         }
     }
 
@@ -351,6 +356,7 @@ impl World {
         self.heal([true; 2]);
         // A connection that died unnoticed is found by the engines' own pings.
         for node in 0..2 {
+            self.nodes[node].seat.away_until = 0;
             self.nodes[node].disks.iter_mut().for_each(|d| d.repair());
             self.resume(node);
             self.schedule.after(MICRO, Happening::Start { node });

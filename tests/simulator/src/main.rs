@@ -23,6 +23,7 @@ mod sabotage;
 mod scenario;
 mod schedule;
 mod voter;
+mod votes;
 mod world;
 
 use std::ops::Range;
@@ -63,9 +64,9 @@ struct Arguments {
     /// Prints a line per event and action (with --seed).
     #[arg(long, requires = "seed")]
     trace: bool,
-    /// 2 data nodes, or 3: two data nodes and a voter.
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(2..=3))]
-    nodes: u8,
+    /// 2 data nodes, or 3: two data nodes and a voter; 2, or what the planted defect needs.
+    #[arg(long, value_parser = clap::value_parser!(u8).range(2..=3))]
+    nodes: Option<u8>,
     /// Replication protocol; C, or what the planted defect needs.
     #[arg(long, value_name = "A|B|C")]
     protocol: Option<ProtocolName>,
@@ -139,8 +140,12 @@ fn main() -> ExitCode {
         (None, Some(range)) => range,
         (None, None) => fresh_seeds(arguments.seeds_count),
     };
+    let voter = match arguments.nodes {
+        Some(nodes) => nodes == 3,
+        None => plant.as_ref().is_some_and(|p| p.voter),
+    };
     let options = Options {
-        voter: arguments.nodes == 3,
+        voter,
         protocol,
         scenario,
         sabotage: plant.as_ref().map(|p| p.defect),
@@ -151,7 +156,7 @@ fn main() -> ExitCode {
             .iter()
             .map(|s| u32::from(plant.scenarios.contains(&s.name)))
             .collect(),
-        None => scenario::draw_weights(),
+        None => scenario::draw_weights(voter),
     };
     if runner::run(&Job {
         seeds,

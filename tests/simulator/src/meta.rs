@@ -17,7 +17,7 @@ const BITMAP_BYTES: u64 = 4 * BLOCK;
 /// The metadata area: both superblocks, the log ring, the bitmap.
 const META_BYTES: u64 = BLOCK + LOG_AREA + BITMAP_BYTES;
 /// Generation of volumes that are in sync when a run starts.
-const FIRST_GENERATION: Generation = Generation(0x10C5);
+pub const FIRST_GENERATION: Generation = Generation(0x10C5);
 
 /// One thing to do on the metadata area.
 pub enum Step {

@@ -13,6 +13,7 @@ use crate::meta;
 use crate::network::Payload;
 use crate::oracle::{Moment, WriteId};
 use crate::schedule::Instant;
+use crate::votes::Seat;
 
 /// Bytes per activity-log extent.
 pub const EXTENT: u64 = 4 << 20;
@@ -111,6 +112,9 @@ pub struct Process {
     pub want_link: bool,
     pub serving: bool,
     pub requests: BTreeMap<RequestId, Request>,
+    /// Completions and the opening of the front end, held back because the lease has ended.
+    pub held: Vec<RequestId>,
+    pub opens: bool,
     pub received: Vec<Option<Received>>,
     pub resync: Vec<Vec<u64>>,
     pub ios: BTreeMap<(usize, OpId), Target>,
@@ -159,6 +163,8 @@ impl Process {
             want_link: false,
             serving: false,
             requests: BTreeMap::new(),
+            held: Vec::new(),
+            opens: false,
             received: Vec::new(),
             resync,
             ios: BTreeMap::new(),
@@ -275,6 +281,8 @@ pub struct Node {
     pub orphans: Vec<Request>,
     /// Generations, by volume, that a promotion by force was storing when its process ended.
     pub forced: BTreeMap<usize, Generation>,
+    /// The agent's dealings with the voter.
+    pub seat: Seat,
     clock_offset: u64,
     clock_ppm: i64,
 }
@@ -295,6 +303,7 @@ impl Node {
             left_alone: false,
             orphans: Vec::new(),
             forced: BTreeMap::new(),
+            seat: Seat::default(),
             clock_offset,
             clock_ppm,
         }

@@ -2,7 +2,7 @@
 //! sensible in the liveness phase, where it mends what the faults have left behind.
 
 use lockstep::engine::{
-    Command, ConnectionState, DiskState, Ground, Refusal, ReplicationState, VolumeId,
+    Command, ConnectionState, DiskState, Ground, Refusal, ReplicationState, Role, VolumeId,
 };
 
 use crate::node::Purpose;
@@ -36,27 +36,22 @@ impl World {
             .and_then(|p| p.status.connection.reason.as_ref())
     }
 
-    /// Asks for the primary role. With a voter its word is used when it would be given.
+    /// Asks for the primary role; where there is a voter, for its vote first.
     pub fn promote(&mut self, node: usize, force: bool) {
         let asked = |p: &crate::node::Process| p.commands.values().any(|c| *c == Purpose::Primary);
         if self.nodes[node].process.as_ref().is_some_and(asked) {
             // One question at a time: what the oracle permits depends on the force in it.
             return;
         }
-        let mut ground = Ground::Operator;
-        if self.options.voter {
-            let mine: Vec<_> = (0..self.plan.volumes)
-                .map(|v| self.nodes[node].generation(v))
-                .collect();
-            // The voter would wait for the lease of a node that still serves.
-            if !self.nodes[1 - node].serving() && self.voter.grants(&mine) {
-                ground = Ground::Voter;
-            }
+        let refused = self.nodes[node].process.as_ref().is_some_and(|p| {
+            p.status.connection.state == ConnectionState::Connected
+                && p.status.connection.peer_role == Role::Primary
+        });
+        // No vote is asked for what the engine will refuse.
+        if self.options.voter && !refused {
+            return self.ask_vote(node, force, None);
         }
-        if let Some(process) = &mut self.nodes[node].process {
-            process.forcing = force;
-        }
-        self.command(node, Command::Primary { force, ground }, Purpose::Primary);
+        self.ask_promotion(node, force, Ground::Operator);
     }
 
     /// An answer of the engine to a command.
@@ -73,7 +68,12 @@ impl World {
         self.note(Some(node), "answer", || {
             format!("command {command} {purpose:?} {result:?}")
         });
-        if forced && !refused && self.phase == Phase::Safety && self.rng.chance(600) {
+        let retreat = match purpose {
+            Some(Purpose::Primary) if forced => 600,
+            Some(Purpose::Primary) if self.options.voter => self.plan.scenario.weights.retreat,
+            _ => 0,
+        };
+        if retreat > 0 && !refused && self.phase == Phase::Safety && self.rng.chance(retreat) {
             // Second thoughts, before anything was written.
             self.command(node, Command::Secondary, Purpose::Other);
         }

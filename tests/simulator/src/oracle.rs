@@ -9,6 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::rc::Rc;
 
 use lockstep::engine::Protocol;
 
@@ -151,6 +152,8 @@ pub struct NodeHistory {
     pub healed_from: Moment,
     /// It served since then.
     pub served: bool,
+    /// Since then the copies were synced while nobody served: it may be made of either.
+    pub blended: bool,
 }
 
 /// The reign of one node: base content and the writes since.
@@ -162,15 +165,21 @@ struct Model {
     unflushed: Vec<Vec<WriteId>>,
     /// The serving node lost power during the reign: its order of writes is gone.
     torn: bool,
+    /// The reign before: where this one has completed no write in a volume, copies that it did
+    /// not reach are still as good.
+    prior: Option<Rc<Model>>,
+    completed: Vec<bool>,
 }
 
 impl Model {
     fn new(base: Vec<Pages>) -> Model {
         Model {
+            completed: vec![false; base.len()],
             versions: vec![BTreeMap::new(); base.len()],
             unflushed: vec![Vec::new(); base.len()],
             base,
             torn: false,
+            prior: None,
         }
     }
 
@@ -184,6 +193,9 @@ impl Model {
 /// The judge of one run.
 pub struct Oracle {
     pub protocol: Protocol,
+    /// A node may be promoted alone although the other copy is not known to be out: a third voter
+    /// says so.
+    pub votes: bool,
     writes: Vec<Write>,
     moment: Moment,
     models: [Option<Model>; 2],
@@ -205,6 +217,7 @@ impl Oracle {
     pub fn new(protocol: Protocol, base: Vec<Pages>) -> Oracle {
         Oracle {
             protocol,
+            votes: false,
             writes: Vec::new(),
             moment: 1,
             models: [Some(Model::new(base)), None],
@@ -309,6 +322,9 @@ impl Oracle {
         write.ended = Some(moment);
         write.outcome = outcome;
         let (node, volume, fua) = (write.node, write.volume, write.fua);
+        if let (Outcome::Ok, Some(model)) = (outcome, &mut self.models[node]) {
+            model.completed[volume] = true;
+        }
         if outcome == Outcome::Ok
             && !fua
             && let Some(model) = &mut self.models[node]
@@ -499,7 +515,12 @@ impl Oracle {
             if !forced && !self.ambiguous {
                 self.judge_takeover(node, &contents, sources);
             }
-            self.models[node] = Some(Model::new(contents));
+            let alone = self.votes && sources == [node];
+            let prior = self.models[before].clone().filter(|_| alone).map(Rc::new);
+            self.models[node] = Some(Model {
+                prior,
+                ..Model::new(contents)
+            });
         } else if before != node {
             self.models[node] = self.models[before].clone();
         }
@@ -521,8 +542,13 @@ impl Oracle {
             let touched = model.versions[volume].keys().copied();
             let strange = base.difference(pages);
             let bad = touched.chain(strange).find(|sector| {
-                let versions = model.versions(volume, *sector);
-                !self.admissible(versions, base.get(*sector), pages.get(*sector), must)
+                let mut reigns = std::iter::successors(Some(model), |m| {
+                    m.prior.as_deref().filter(|_| !m.completed[volume])
+                });
+                !reigns.any(|m| {
+                    let (versions, base) = (m.versions(volume, *sector), &m.base[volume]);
+                    self.admissible(versions, base.get(*sector), pages.get(*sector), must)
+                })
             });
             if let Some(sector) = bad {
                 let versions = model.versions(volume, sector);
@@ -545,7 +571,12 @@ impl Oracle {
     pub fn settled(&mut self, serving: Option<usize>, common: impl FnOnce() -> Vec<Pages>) {
         let moment = self.tick();
         match serving {
-            Some(node) => self.authority = node,
+            Some(node) => {
+                self.authority = node;
+                if let Some(model) = &mut self.models[node] {
+                    model.prior = None;
+                }
+            }
             None => {
                 let common = common();
                 if !self.ambiguous {
@@ -560,6 +591,7 @@ impl Oracle {
             history.healed = moment;
             history.healed_from = moment;
             history.served = serving == Some(node);
+            history.blended = false;
         }
     }
 
@@ -571,6 +603,14 @@ impl Oracle {
         history.healed = moment;
         history.healed_from = history.healed_from.max(from);
         history.served = false;
+        if let Some(model) = &mut self.models[1 - peer] {
+            model.prior = None;
+        }
+    }
+
+    /// The copies were synced while nobody served.
+    pub fn blended(&mut self) {
+        self.nodes.iter_mut().for_each(|n| n.blended = true);
     }
 
     pub fn now(&self) -> Moment {
@@ -750,6 +790,25 @@ mod tests {
     }
 
     #[test]
+    fn a_reign_that_completed_nothing_leaves_the_other_copy_as_good() {
+        for (write, legal) in [(false, true), (true, false)] {
+            let mut o = oracle(Protocol::C);
+            o.votes = true;
+            let failed = o.submit(0, 0, 3, 1, false, false);
+            o.end(failed, Outcome::Failed);
+            o.promoted(1, false, Some(vec![pages()]), &[1], false);
+            if write {
+                let id = o.submit(1, 0, 9, 1, false, false);
+                o.end(id, Outcome::Ok);
+            }
+            let mut there = pages();
+            there.set(3, stamp_of(failed));
+            o.promoted(0, false, Some(vec![there]), &[0], false);
+            assert_eq!(o.violations.is_empty(), legal, "write {write}");
+        }
+    }
+
+    #[test]
     fn power_loss_excuses_only_what_was_not_stable() {
         for (fua, flush, excused) in [
             (false, false, true),
@@ -810,6 +869,7 @@ mod tests {
     fn oracle_clone(o: &Oracle) -> Oracle {
         Oracle {
             protocol: o.protocol,
+            votes: o.votes,
             writes: o.writes.clone(),
             moment: o.moment,
             models: o.models.clone(),

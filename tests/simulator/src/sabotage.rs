@@ -12,6 +12,8 @@ pub struct Plant {
     pub check: Check,
     /// Protocol when the command line names none.
     pub protocol: Protocol,
+    /// Whether the third voter is there when the command line does not say.
+    pub voter: bool,
     /// Scenarios that can bring it out.
     pub scenarios: &'static [&'static str],
 }
@@ -35,7 +37,7 @@ pub fn plant(defect: Sabotage) -> Plant {
             Sabotage::ResyncOverwritesNewer => (9, Order, C, &["links", "kills", "storm"]),
             Sabotage::PromoteInconsistent => (5, Promote, C, &["takeover", "links", "storm"]),
             Sabotage::TrustOwnUptodate => (8, Promote, C, &["takeover"]),
-            Sabotage::IgnoreTerm => (7, Fence, C, &["overtaken"]),
+            Sabotage::IgnoreTerm => (7, Fence, C, &["deposed"]),
             Sabotage::StaleSession => (7, Fence, C, &["links", "flapping"]),
             Sabotage::PromoteWithoutDrain => (7, Fence, A, &["overtaken", "flapping"]),
         };
@@ -44,6 +46,9 @@ pub fn plant(defect: Sabotage) -> Plant {
         rule,
         check,
         protocol,
+        // Without a voter a second reign begins with a new generation, and that alone keeps the
+        // first one out.
+        voter: defect == Sabotage::IgnoreTerm,
         scenarios,
     }
 }

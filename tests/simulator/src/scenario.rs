@@ -43,6 +43,8 @@ pub struct Weights {
     pub first_sync: u32,
     /// Nothing but an inspection of both disks.
     pub inspect: u32,
+    /// Per thousand promotions that a voter allowed: the operator thinks better of it at once.
+    pub retreat: u32,
 }
 
 /// A named mix.
@@ -75,6 +77,7 @@ const NONE: Weights = Weights {
     force: 0,
     first_sync: 0,
     inspect: 2,
+    retreat: 0,
 };
 
 /// Every scenario; a seed draws one unless `--scenario` names it.
@@ -245,7 +248,20 @@ pub const SCENARIOS: &[Scenario] = &[
             invalidate: 1,
             force: 0,
             first_sync: 0,
-            inspect: 2,
+            ..NONE
+        },
+    },
+    Scenario {
+        name: "deposed",
+        story: "a primary is stopped or cut off until the voter names another, and comes back",
+        weights: Weights {
+            partition: 8,
+            pause: 4,
+            switch: 1,
+            intrude: 20,
+            kill: 1,
+            retreat: 700,
+            ..NONE
         },
     },
     Scenario {
@@ -355,13 +371,14 @@ impl Plan {
 }
 
 /// Default weights of the scenarios for a draw.
-pub fn draw_weights() -> Vec<u32> {
+pub fn draw_weights(voter: bool) -> Vec<u32> {
     SCENARIOS
         .iter()
         .map(|s| match s.name {
             "calm" => 1,
             "storm" => 4,
             "silent" => 1,
+            "deposed" => 3 * u32::from(voter),
             _ => 2,
         })
         .collect()
@@ -383,6 +400,6 @@ mod tests {
             assert!(!scenario.story.is_empty());
         }
         assert_eq!(by_name("nothing"), None);
-        assert_eq!(draw_weights().len(), SCENARIOS.len());
+        assert_eq!(draw_weights(true).len(), SCENARIOS.len());
     }
 }

@@ -10,7 +10,7 @@ use std::rc::Rc;
 
 use lockstep::engine::{
     Action, Buffer, Command, CommandId, Config, Envelope, Event, Generation, IoOutcome, LinkId,
-    LinkLoss, Message, MetaOp, NodeId, Notice, Op, Span, VolumeId, VoteMode,
+    LinkLoss, Message, MetaOp, NodeId, Notice, Op, RequestId, Span, Term, VolumeId, VoteMode,
 };
 
 use crate::atlas::Atlas;
@@ -26,6 +26,7 @@ use crate::rng::Rng;
 use crate::scenario::{Options, Plan};
 use crate::schedule::{Instant, MICRO, MILLI, SECOND, Schedule};
 use crate::voter::Voter;
+use crate::votes::Answer;
 
 /// Virtual time that the cluster has to recover after the faults have stopped.
 pub const LIVENESS_LIMIT: Instant = 240 * SECOND;
@@ -75,11 +76,21 @@ pub enum Happening {
     Heal {
         directions: [bool; 2],
     },
+    /// The voter's answer arrives at a node.
     Voted {
         node: usize,
         incarnation: u32,
-        volume: usize,
-        generation: Generation,
+        answer: Answer,
+    },
+    /// A question of a node arrives at the voter.
+    Ballot {
+        node: usize,
+        incarnation: u32,
+        question: (usize, Generation, Term),
+    },
+    /// A node's agent renews its lease.
+    Beat {
+        node: usize,
     },
     /// A process dies (decided earlier, between two actions).
     Die {
@@ -146,10 +157,12 @@ impl World {
                     .collect()
             })
             .collect();
+        let mut oracle = Oracle::new(options.protocol, base);
+        oracle.votes = options.voter;
         World {
             network: Network::new(plan.network_latency),
-            oracle: Oracle::new(options.protocol, base),
-            voter: Voter::new(plan.volumes),
+            oracle,
+            voter: Voter::new(plan.volumes, synced.then_some(meta::FIRST_GENERATION)),
             atlas: Atlas::new(rng.fork()),
             truth: vec![None; plan.volumes],
             carried: vec![vec![None; plan.sectors.div_ceil(BIT_SECTORS) as usize]; plan.volumes],
@@ -175,6 +188,9 @@ impl World {
         self.schedule.at(0, Happening::Start { node: 0 });
         self.schedule
             .at(self.rng.below(SECOND), Happening::Start { node: 1 });
+        if self.options.voter {
+            self.start_beats();
+        }
         self.schedule.at(2 * SECOND, Happening::Operator);
         self.schedule.at(3 * SECOND, Happening::Fault);
         self.schedule.at(self.plan.length, Happening::Calm);
@@ -257,14 +273,18 @@ impl World {
             Happening::Voted {
                 node,
                 incarnation,
-                volume,
-                generation,
+                answer,
             } => {
                 if self.is(node, incarnation) {
-                    let volume = VolumeId(volume as u16);
-                    self.feed(node, Event::VoterRecorded { volume, generation });
+                    self.voted(node, answer);
                 }
             }
+            Happening::Ballot {
+                node,
+                incarnation,
+                question,
+            } => self.ballot(node, incarnation, question),
+            Happening::Beat { node } => self.beat(node),
             Happening::Die { node, incarnation } => {
                 if self.is(node, incarnation) {
                     self.kill(node, self.plan.scenario.weights.kill_agent > 0);
@@ -428,17 +448,7 @@ impl World {
             self.trace_action(node, &action);
         }
         match action {
-            Action::Complete { request, result } => {
-                let Some(process) = &mut self.nodes[node].process else {
-                    return;
-                };
-                if let Some(request) = process.requests.remove(&request) {
-                    self.completed(node, request, result.is_ok());
-                } else {
-                    let text = format!("node {node} completed an unknown request");
-                    self.oracle.report(12, Check::Contract, text);
-                }
-            }
+            Action::Complete { request, result } => self.pass(node, request, result.is_ok()),
             Action::DiskRead {
                 io,
                 volume,
@@ -539,18 +549,7 @@ impl World {
                 generation,
                 term,
             } => {
-                let incarnation = self.nodes[node].incarnations;
-                let index = usize::from(volume.0);
-                if self.voter.record(node, index, generation, term) {
-                    let delay = self.rng.delay(self.plan.network_latency);
-                    let happening = Happening::Voted {
-                        node,
-                        incarnation,
-                        volume: index,
-                        generation,
-                    };
-                    self.schedule.after(delay, happening);
-                }
+                self.question(node, usize::from(volume.0), generation, term);
             }
             Action::Track { slot, volume, span } => {
                 let tracked = self.nodes[node].tracked.get_or_insert_default();
@@ -567,6 +566,26 @@ impl World {
                 self.nodes[node].tracked.get_or_insert_default().exact = exact;
             }
             Action::Publish(notice) => self.published(node, &notice),
+        }
+    }
+
+    /// A completion goes to the application, a good one while the node's lease lasts; it waits
+    /// for the voter's word as long as there may be a good one.
+    pub fn pass(&mut self, node: usize, request: RequestId, ok: bool) {
+        let leased = self.leased(node);
+        let held = ok && !leased && self.nodes[node].seat.term.is_some();
+        let ok = ok && (leased || held);
+        let Some(process) = &mut self.nodes[node].process else {
+            return;
+        };
+        if held {
+            return process.held.push(request);
+        }
+        if let Some(request) = process.requests.remove(&request) {
+            self.completed(node, request, ok);
+        } else {
+            let text = format!("node {node} completed an unknown request");
+            self.oracle.report(12, Check::Contract, text);
         }
     }
 
@@ -1023,10 +1042,15 @@ impl World {
 
     // ---- front end ----
 
-    fn serve(&mut self, node: usize, serve: bool) {
+    pub fn serve(&mut self, node: usize, serve: bool) {
+        let leased = self.leased(node);
         let Some(process) = &mut self.nodes[node].process else {
             return;
         };
+        process.opens = serve && !leased;
+        if process.opens {
+            return;
+        }
         let was = std::mem::replace(&mut process.serving, serve);
         if !serve || was {
             return;
