@@ -354,6 +354,9 @@ impl Engine {
             // A sync that ends from here on must not take the new mark of a reign for the old.
             v.crashed = false;
             let size = v.size;
+            // The mark of a crashed reign becomes that of the new one; whatever ends the old
+            // one's business from here on, a sync above all, must not take it away.
+            v.crashed = false;
             let mut version = v.change(|superblock| {
                 superblock.term = term;
                 superblock.primary = true;
