@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::action::{Action, Notice};
 use super::activity_log::{ActivityLog, LastWrite};
 use super::bitmap::{BIT_BYTES, Bitmap};
-use super::ids::{CommandId, Generation, Time, VolumeId};
+use super::ids::{CommandId, Generation, Span, Time, VolumeId};
 use super::message::Message;
 use super::persist::{MetaOp, SlotChange, VolumeImage};
 use super::reason::{LinkLoss, Refusal};
@@ -617,6 +617,16 @@ impl Engine {
                 self.progress = true;
             }
         }
+        self.tell_exactness();
+    }
+
+    /// A range that the copies do not share from now on; the agent knows before the next action.
+    pub(super) fn mark_dirty(&mut self, index: usize, span: Span) {
+        self.volumes[index].bitmap.set_span(span);
+        self.tell_exactness();
+    }
+
+    fn tell_exactness(&mut self) {
         // A lost disk counts: what it has not stored, it will not tell at its next attach.
         let exact = !self
             .volumes

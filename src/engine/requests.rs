@@ -58,6 +58,8 @@ pub(super) struct Write {
     local: Leg,
     pub(super) peer: Leg,
     errno: i32,
+    /// The range is durable on the peer and stays tracked until the local leg has ended.
+    tracked: Option<u32>,
 }
 
 /// A read; tried locally first.
@@ -161,6 +163,7 @@ impl Engine {
             local: Leg::Absent,
             peer: Leg::Absent,
             errno: 0,
+            tracked: None,
         };
         self.writes.insert(key, write);
         self.volumes[volume].waiting.push_back(key);
@@ -353,7 +356,7 @@ impl Engine {
         write.stage = Stage::Running;
         self.progress = true;
         if self.replicates(volume) {
-            let (position, track) = self.transfer.push_write(volume, write.span, self.now);
+            let (position, track) = self.transfer.push_write(key, volume, write.span, self.now);
             last.transfer = position;
             write.peer = Leg::Running;
             let id = self.volumes[volume].id;
@@ -364,7 +367,7 @@ impl Engine {
             });
             self.send_write(key, &write);
         } else {
-            self.volumes[volume].bitmap.set_span(write.span);
+            self.mark_dirty(volume, write.span);
         }
         if self.volumes[volume].takes_writes() {
             let number = self.volumes[volume].local.begin();
@@ -444,6 +447,9 @@ impl Engine {
                 Leg::Done
             };
             write.errno = failed.unwrap_or(write.errno);
+            if let Some(track) = write.tracked.take() {
+                self.untrack(track);
+            }
         }
         if let Some(errno) = failed {
             self.fail_disk(volume, errno);
@@ -480,11 +486,17 @@ impl Engine {
         self.progress = true;
     }
 
+    /// A range of a write is not in flight any more.
+    fn untrack(&mut self, track: u32) {
+        self.transfer.free_track(track);
+        self.out.push(Action::Untrack { slot: track });
+    }
+
     /// A range that the peer's copy lacks from now on.
     pub(super) fn peer_lacks(&mut self, volume: usize, span: Span) {
         self.transfer.void_syncs(volume, span);
         self.abandon_adoption(volume);
-        self.volumes[volume].bitmap.set_span(span);
+        self.mark_dirty(volume, span);
         self.sync_touched(volume, span);
     }
 
@@ -606,13 +618,20 @@ impl Engine {
     pub(super) fn end_transfer(&mut self) {
         let forget = broken!(self, NoDirtyOnLinkLoss);
         let (entries, keys, waiters) = self.transfer.end();
-        for entry in entries {
-            if let Kind::Write { track } = entry.kind {
-                if !forget {
-                    self.volumes[entry.volume].bitmap.set_span(entry.span);
-                }
-                self.out.push(Action::Untrack { slot: track });
+        let durable_there = self.writes.values_mut().filter_map(|write| {
+            let track = write.tracked.take()?;
+            Some((write.volume, write.span, track))
+        });
+        let mut tracked: Vec<(usize, Span, u32)> = durable_there.collect();
+        tracked.extend(entries.iter().filter_map(|entry| match entry.kind {
+            Kind::Write { track, .. } => Some((entry.volume, entry.span, track)),
+            Kind::Sync => None,
+        }));
+        for (volume, span, track) in tracked {
+            if !forget {
+                self.mark_dirty(volume, span);
             }
+            self.out.push(Action::Untrack { slot: track });
         }
         for key in keys {
             if let Some(write) = self.writes.get_mut(&key) {
@@ -635,9 +654,9 @@ impl Engine {
     /// acknowledgements of writes still under way come on their own.
     pub(super) fn end_volume_transfer(&mut self, volume: usize) {
         for entry in self.transfer.end_volume(volume) {
-            if let Kind::Write { track } = entry.kind {
-                self.volumes[volume].bitmap.set_span(entry.span);
-                self.out.push(Action::Untrack { slot: track });
+            if let Kind::Write { track, .. } = entry.kind {
+                self.mark_dirty(volume, entry.span);
+                self.untrack(track);
             }
         }
         self.volumes[volume].log.forget_transfers();
@@ -792,7 +811,11 @@ impl Engine {
         };
         for entry in entries {
             match entry.kind {
-                Kind::Write { track } => self.out.push(Action::Untrack { slot: track }),
+                Kind::Write { key, track } => match self.writes.get_mut(&key) {
+                    // Should this process die now, the write may never reach our own disk.
+                    Some(write) if write.local == Leg::Running => write.tracked = Some(track),
+                    _ => self.untrack(track),
+                },
                 Kind::Sync => self.clear_synced(entry.volume, entry.span),
             }
         }

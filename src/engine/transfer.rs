@@ -12,8 +12,8 @@ pub(super) const MAX_ENTRIES: usize = 8192;
 /// What an entry stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// An application write; the slot in the agent's table of ranges in flight.
-    Write { track: u32 },
+    /// An application write by its key; the slot in the agent's table of ranges in flight.
+    Write { key: u64, track: u32 },
     /// A sync block that the target has written or found equal.
     Sync,
 }
@@ -97,9 +97,21 @@ impl Transfer {
     }
 
     /// Adds an application write; returns its position and its slot in the tracking table.
-    pub(super) fn push_write(&mut self, volume: usize, span: Span, now: Time) -> (u64, u32) {
+    pub(super) fn push_write(
+        &mut self,
+        key: u64,
+        volume: usize,
+        span: Span,
+        now: Time,
+    ) -> (u64, u32) {
         let track = self.tracks.pop().unwrap_or(u32::MAX);
-        (self.push(volume, span, Kind::Write { track }, now), track)
+        let kind = Kind::Write { key, track };
+        (self.push(volume, span, kind, now), track)
+    }
+
+    /// A slot of the tracking table can be used again.
+    pub(super) fn free_track(&mut self, track: u32) {
+        self.tracks.push(track);
     }
 
     /// Adds a sync block that is complete at the target.
@@ -171,9 +183,6 @@ impl Transfer {
         while let Some(entry) = self.entries.front()
             && entry.position <= flush.mark
         {
-            if let Kind::Write { track } = entry.kind {
-                self.tracks.push(track);
-            }
             done.push(*entry);
             self.entries.pop_front();
         }
@@ -199,11 +208,6 @@ impl Transfer {
             .copied()
             .collect();
         self.entries.retain(|entry| entry.volume != volume);
-        for entry in &ended {
-            if let Kind::Write { track } = entry.kind {
-                self.tracks.push(track);
-            }
-        }
         ended
     }
 
@@ -228,9 +232,9 @@ mod tests {
     #[test]
     fn a_flush_covers_what_came_before_it_only() {
         let mut log = Transfer::new();
-        log.push_write(0, Span::new(0, 512), Time(1));
+        log.push_write(1, 0, Span::new(0, 512), Time(1));
         let flush = log.flush(Some(9), false).expect("new");
-        log.push_write(0, Span::new(512, 512), Time(2));
+        log.push_write(1, 0, Span::new(512, 512), Time(2));
         let (waiters, done) = log.flush_done(flush, true).expect("known");
         assert_eq!((waiters, done.len(), log.durable()), (vec![9], 1, 1));
         assert!(!log.is_empty());
@@ -240,7 +244,7 @@ mod tests {
     #[test]
     fn a_failed_flush_makes_nothing_durable() {
         let mut log = Transfer::new();
-        log.push_write(0, Span::new(0, 512), Time(1));
+        log.push_write(1, 0, Span::new(0, 512), Time(1));
         let flush = log.flush(None, false).expect("new");
         assert_eq!(
             log.flush_done(flush, false).map(|(_, done)| done.len()),
