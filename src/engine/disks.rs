@@ -571,8 +571,8 @@ impl Engine {
             self.fail_disk(index, errno);
         }
         match purpose {
-            Quiesce::Adopt if failed.is_none() => self.adopt_flushed(index),
-            Quiesce::Adopt => {}
+            Quiesce::Adopt(link) if failed.is_none() => self.adopt_flushed(index, link),
+            Quiesce::Adopt(_) => {}
             Quiesce::Note => {
                 let last = !self
                     .ios

@@ -156,6 +156,7 @@ impl Engine {
         self.standing.last_loss = Some(reason);
         self.end_transfer();
         self.end_replica_session();
+        self.generation_acks.clear();
         self.fail_remote_reads();
         self.change_lost_link();
         for index in 0..self.volumes.len() {

@@ -55,7 +55,10 @@ enum Queued {
 #[derive(Clone, Debug)]
 struct PeerFlush {
     link: LinkId,
+    /// The peer's name for it; the next session uses it again.
     flush: u64,
+    /// Ours.
+    number: u64,
     /// Items up to this number must have ended.
     after: u64,
     /// Volumes whose disk flush is outstanding; empty until started.
@@ -64,6 +67,18 @@ struct PeerFlush {
     ok: bool,
     /// Sync blocks that become durable with it.
     synced: Vec<(usize, Span)>,
+}
+
+/// A read that the peer asked for.
+#[derive(Clone, Copy, Debug)]
+struct PeerRead {
+    link: LinkId,
+    id: u64,
+    volume: usize,
+    span: Span,
+    /// Items up to this number must have ended: the peer's application may have been told that
+    /// they are done.
+    after: u64,
 }
 
 /// A sync that the source has finished; the generation is adopted when all is durable.
@@ -90,11 +105,12 @@ pub(super) struct Replica {
     open: BTreeSet<u64>,
     next_item: u64,
     flushes: VecDeque<PeerFlush>,
+    next_flush: u64,
     /// Sync blocks written since the last flush began.
     synced: Vec<(usize, Span)>,
     adoptions: BTreeMap<usize, Adoption>,
-    /// Reads of the peer that wait for a buffer.
-    waiting_reads: VecDeque<(LinkId, u64, usize, Span)>,
+    /// Reads of the peer that wait for the writes before them, or for a buffer.
+    waiting_reads: VecDeque<PeerRead>,
     /// When the last write ended; after a quiet while the note of unflushed writes is cleared.
     last_write: Time,
     clearing: Clearing,
@@ -118,6 +134,7 @@ impl Replica {
             open: BTreeSet::new(),
             next_item: 1,
             flushes: VecDeque::new(),
+            next_flush: 1,
             synced: Vec::new(),
             adoptions: BTreeMap::new(),
             waiting_reads: VecDeque::new(),
@@ -448,9 +465,12 @@ impl Engine {
 
     pub(super) fn on_peer_flush(&mut self, link: LinkId, flush: u64) {
         let after = self.replica.next_item - 1;
+        let number = self.replica.next_flush;
+        self.replica.next_flush += 1;
         let request = PeerFlush {
             link,
             flush,
+            number,
             after,
             outstanding: 0,
             started: false,
@@ -470,7 +490,7 @@ impl Engine {
             if started || !self.replica.ended_up_to(after) {
                 continue;
             }
-            let id = self.replica.flushes[index].flush;
+            let number = self.replica.flushes[index].number;
             let synced = std::mem::take(&mut self.replica.synced);
             let disks: Vec<usize> = (0..self.volumes.len())
                 .filter(|v| self.volumes[*v].has_disk())
@@ -482,7 +502,7 @@ impl Engine {
             flush.outstanding = count;
             flush.synced = synced;
             for volume in disks.into_iter().take(count) {
-                let io = self.begin(volume, Pending::PeerFlush { flush: id });
+                let io = self.begin(volume, Pending::PeerFlush { number });
                 let id = self.volumes[volume].id;
                 self.out.push(Action::DiskFlush { io, volume: id });
             }
@@ -491,13 +511,9 @@ impl Engine {
         self.answer_peer_flushes();
     }
 
-    pub(super) fn peer_flush_done(&mut self, volume: usize, id: u64, failed: Option<i32>) {
-        if let Some(flush) = self
-            .replica
-            .flushes
-            .iter_mut()
-            .find(|f| f.flush == id && f.started)
-        {
+    pub(super) fn peer_flush_done(&mut self, volume: usize, number: u64, failed: Option<i32>) {
+        let mut flushes = self.replica.flushes.iter_mut();
+        if let Some(flush) = flushes.find(|f| f.number == number) {
             flush.outstanding = flush.outstanding.saturating_sub(1);
             flush.ok &= failed.is_none();
         }
@@ -563,7 +579,7 @@ impl Engine {
                 Adopting::Draining if self.replica.ended_up_to(adoption.after) => {
                     adoption.stage = Adopting::Flushing;
                     self.replica.adoptions.insert(volume, adoption);
-                    self.quiesce(volume, Quiesce::Adopt);
+                    self.quiesce(volume, Quiesce::Adopt(adoption.link));
                 }
                 Adopting::Storing(version) if self.volumes[volume].stored(version) => {
                     self.replica.adoptions.remove(&volume);
@@ -575,11 +591,11 @@ impl Engine {
     }
 
     /// The flush before an adoption is done: one durable step to the new generation.
-    pub(super) fn adopt_flushed(&mut self, volume: usize) {
+    pub(super) fn adopt_flushed(&mut self, volume: usize, link: LinkId) {
         let Some(mut adoption) = self.replica.adoptions.get(&volume).copied() else {
             return;
         };
-        if adoption.stage != Adopting::Flushing {
+        if adoption.stage != Adopting::Flushing || adoption.link != link {
             return;
         }
         let primary = self.role == Role::Primary;
@@ -623,17 +639,32 @@ impl Engine {
     // ---- reads for the peer ----
 
     pub(super) fn on_peer_read(&mut self, link: LinkId, id: u64, volume: usize, span: Span) {
-        self.replica
-            .waiting_reads
-            .push_back((link, id, volume, span));
+        let after = self.replica.next_item - 1;
+        self.replica.waiting_reads.push_back(PeerRead {
+            link,
+            id,
+            volume,
+            span,
+            after,
+        });
         self.progress = true;
     }
 
     fn settle_peer_reads(&mut self) {
-        while let Some((link, id, volume, span)) = self.replica.waiting_reads.front().copied() {
+        while let Some(read) = self.replica.waiting_reads.front().copied() {
+            let PeerRead {
+                link,
+                id,
+                volume,
+                span,
+                after,
+            } = read;
             if self.replicating() != Some(link) {
                 self.replica.waiting_reads.pop_front();
                 continue;
+            }
+            if !self.replica.ended_up_to(after) {
+                return;
             }
             let readable = self.volumes[volume].disk == DiskState::UpToDate
                 && span.len <= self.config.resync_chunk;
@@ -649,6 +680,7 @@ impl Engine {
             let io = self.begin(
                 volume,
                 Pending::PeerRead {
+                    link,
                     id,
                     len: span.len,
                     buffer,
@@ -667,12 +699,11 @@ impl Engine {
     pub(super) fn peer_read_done(
         &mut self,
         volume: usize,
-        id: u64,
-        len: u32,
-        buffer: u32,
+        (link, id): (LinkId, u64),
+        (len, buffer): (u32, u32),
         failed: Option<i32>,
     ) {
-        if self.replicating().is_some() {
+        if self.replicating() == Some(link) {
             let payload = failed.is_none().then_some((Buffer::Resync(buffer), len));
             self.send(
                 Message::ReadReply {

@@ -60,10 +60,11 @@ pub(super) enum Pending {
     },
     /// Flush on the peer's behalf.
     PeerFlush {
-        flush: u64,
+        number: u64,
     },
     /// A read for the peer.
     PeerRead {
+        link: LinkId,
         id: u64,
         len: u32,
         buffer: u32,
@@ -84,8 +85,8 @@ pub(super) enum Pending {
 /// What a quiescing flush belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Quiesce {
-    /// The end of a sync at its target.
-    Adopt,
+    /// The end of a sync at its target, in the session of this link.
+    Adopt(LinkId),
     /// Clearing the note of unflushed writes.
     Note,
     /// Promotion, demotion or shutdown.
@@ -290,10 +291,13 @@ impl Engine {
             Pending::Log { number, changes } => self.log_done(volume, number, &changes, failed),
             Pending::Pages { pages } => self.pages_done(volume, &pages, failed),
             Pending::PeerWrite { item } => self.peer_write_done(volume, item, failed),
-            Pending::PeerFlush { flush } => self.peer_flush_done(volume, flush, failed),
-            Pending::PeerRead { id, len, buffer } => {
-                self.peer_read_done(volume, id, len, buffer, failed)
-            }
+            Pending::PeerFlush { number } => self.peer_flush_done(volume, number, failed),
+            Pending::PeerRead {
+                link,
+                id,
+                len,
+                buffer,
+            } => self.peer_read_done(volume, (link, id), (len, buffer), failed),
             Pending::SyncRead { id, buffer } => {
                 self.sync_read_done(volume, (id, buffer), hash, failed)
             }
