@@ -162,11 +162,11 @@ impl World {
         }
     }
 
+    /// Whether a node was connected when it completed a request: its engine may be past that.
     fn connected(&self, node: usize) -> bool {
-        self.nodes[node]
-            .process
-            .as_ref()
-            .is_some_and(|p| p.engine.status().connection.state == ConnectionState::Connected)
+        let process = self.nodes[node].process.as_ref();
+        process.is_some_and(|p| p.status.connection.state == ConnectionState::Connected)
+            && self.network.current(node).is_some()
     }
 
     fn check_flush_completed(&mut self, node: usize, request: &Request) {
@@ -675,16 +675,20 @@ impl World {
             .all(|d| d.disk == DiskState::UpToDate);
         let before = std::mem::replace(&mut process.established, now);
         let (serving, from) = (process.serving, process.session_from);
-        let lost = connection.state == ConnectionState::Connected
-            && process
-                .status
-                .devices
-                .iter()
-                .any(|d| d.disk == DiskState::Diskless);
-        // A volume without its disk stands still while the others follow the primary: until it
-        // is synced the node as a whole cannot be promoted, and rule 5 binds each volume alone.
+        let diskless = process
+            .status
+            .devices
+            .iter()
+            .any(|d| d.disk == DiskState::Diskless);
+        let connected = connection.state == ConnectionState::Connected;
+        let lost = connected && diskless;
+        let cut_off = !connected && diskless && process.status.role == Role::Primary;
+        // A volume without its disk stands still while the others follow the primary, and so
+        // does the peer's copy of it when its primary has neither disk nor link: until all is
+        // synced the node as a whole cannot be promoted, and rule 5 binds each volume alone.
         let n = &mut self.nodes[node];
         n.left_alone = !now && (n.left_alone || lost);
+        self.nodes[1 - node].left_alone |= cut_off;
         if now && !before && serving {
             self.oracle.synced(1 - node, from);
         } else if now && !before && !self.nodes[1 - node].serving() {

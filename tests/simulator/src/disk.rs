@@ -10,6 +10,7 @@
 //! was in flight or cached, torn at sectors. The death of the process that submitted a write
 //! changes nothing for the write: it still lands, and until then the disk is busy.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::rng::{Rng, mix};
@@ -258,9 +259,13 @@ impl Disk {
         &self.stable
     }
 
-    /// The metadata area as reads see it.
-    pub fn meta(&self) -> &[u8] {
-        &self.meta_view
+    /// The metadata area as the next process would find it.
+    pub fn meta(&self) -> Cow<'_, [u8]> {
+        let mut area = Cow::Borrowed(&self.meta_view[..]);
+        if let Some(Payload::Meta(offset, bytes)) = &self.unnoticed {
+            write_bytes(area.to_mut(), *offset, bytes);
+        }
+        area
     }
 
     /// Operations of any process still in flight: while there are, nobody else can open the disk.

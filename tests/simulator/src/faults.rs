@@ -62,6 +62,7 @@ impl World {
         volume: usize,
         exact: Option<Vec<lockstep::engine::Span>>,
     ) {
+        self.nodes[node].disks[volume].land_unnoticed();
         let found = crate::meta::recover(&self.nodes[node].disks[volume]);
         let forced = self.nodes[node].forced.remove(&volume);
         if let Ok((image, _)) = &found

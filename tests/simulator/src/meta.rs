@@ -146,7 +146,7 @@ fn medium(disk: &Disk) -> Medium {
 
 /// Recovers a volume's metadata as an attach would; the reason when it is refused.
 pub fn recover(disk: &Disk) -> Result<(VolumeImage, Store), String> {
-    let found = read(&mut Area(disk.meta()), &medium(disk)).map_err(|e| e.to_string())?;
+    let found = read(&mut Area(&disk.meta()), &medium(disk)).map_err(|e| e.to_string())?;
     let store = Store {
         metadata: found.metadata,
     };
@@ -155,7 +155,7 @@ pub fn recover(disk: &Disk) -> Result<(VolumeImage, Store), String> {
 
 /// The superblock that counts, without reading the rest.
 pub fn superblock(disk: &Disk) -> Option<Superblock> {
-    read_superblock(&mut Area(disk.meta()), &medium(disk)).ok()
+    read_superblock(&mut Area(&disk.meta()), &medium(disk)).ok()
 }
 
 #[cfg(test)]
