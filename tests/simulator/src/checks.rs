@@ -3,8 +3,8 @@
 
 use lockstep::engine::Protocol;
 use lockstep::engine::{
-    Buffer, ConnectionState, DiskState, Envelope, LogTransaction, Message, ReplicationState, Role,
-    Session, Span, Superblock, Term, VolumeImage,
+    Buffer, ConnectionState, DiskState, Envelope, Generation, LogTransaction, Message,
+    ReplicationState, Role, Session, Span, Superblock, Term, VolumeImage,
 };
 
 use crate::disk::{Pages, SECTOR};
@@ -372,8 +372,15 @@ impl World {
         };
         // A primary that takes a disk back was promoted before.
         let (forcing, reigns) = (process.forcing, process.status.role == Role::Primary);
-        if forcing && self.nodes[node].generation(volume) != Some(next.current) {
-            self.nodes[node].forced.insert(volume, next.current);
+        if let Some(before) = self.nodes[node].generation(volume)
+            && before != next.current
+        {
+            let lineage = &mut self.lineage[volume];
+            lineage.entry(before).or_insert(before);
+            lineage.entry(next.current).or_insert(before);
+            if forcing {
+                self.nodes[node].forced.insert(volume, next.current);
+            }
         }
         // A sync ends without the mark of a reign, and is stored before anybody builds on it.
         let reign = next.primary && !next.inconsistent && !reigns;
@@ -457,10 +464,7 @@ impl World {
         else {
             return;
         };
-        let knows = superblock.current == truth
-            || superblock.history.contains(&truth)
-            || superblock.peers.first().is_some_and(|p| p.base == truth);
-        if !knows {
+        if !self.descends(volume, superblock.current, truth) {
             let text = format!(
                 "node {node} serves volume {volume} at generation {}, writes were completed under \
                  {truth}",
@@ -468,6 +472,15 @@ impl World {
             );
             self.oracle.report(8, Check::Promote, text);
         }
+    }
+
+    /// Whether a generation is another one or was made from it, however often.
+    fn descends(&self, volume: usize, generation: Generation, from: Generation) -> bool {
+        let parent = |g: &Generation| {
+            let parent = self.lineage[volume].get(g)?;
+            (parent != g).then_some(*parent)
+        };
+        std::iter::successors(Some(generation), parent).any(|g| g == from)
     }
 
     /// Rule 5 on a node's disks as they are.
@@ -742,6 +755,9 @@ impl World {
         let disks = &self.nodes[0].disks;
         self.oracle
             .settled(serving, || disks.iter().map(|d| d.view().clone()).collect());
+        for volume in 0..self.plan.volumes {
+            self.truth[volume] = self.truth[volume].and(self.nodes[0].generation(volume));
+        }
     }
 
     /// The run has reached its goal.

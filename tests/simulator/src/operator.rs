@@ -252,13 +252,22 @@ impl World {
         let no_source = |r: &Refusal| matches!(r, Refusal::NoSource { .. });
         if serving.is_none() && reasons.iter().flatten().any(no_source) {
             // The newer copy lost its cache with the power. An older whole one is left, or one
-            // that was half synced from it: then the newer one has the most.
-            let whole = (0..2).find(|n| {
-                let states = self.disk_states(*n);
-                !states.is_empty() && states.values().all(|d| *d > DiskState::Inconsistent)
-            });
+            // that was half synced from it: then the newer one has the most. Or the last copies
+            // of two volumes lost theirs on different nodes.
+            let good = |n: usize| {
+                let states = self.disk_states(n);
+                let good = states.values().filter(|d| **d > DiskState::Inconsistent);
+                good.count()
+            };
+            let whole = (0..2).find(|n| good(*n) == self.plan.volumes);
             let newest = || (0..2).find(|n| self.was_source(*n));
-            if let Some(node) = whole.or_else(newest) {
+            let best = || {
+                let power = self.oracle.nodes.iter().any(|history| history.power_lost > 0);
+                (0..2)
+                    .filter(|n| power && self.nodes[*n].running())
+                    .max_by_key(|n| good(*n))
+            };
+            if let Some(node) = whole.or_else(newest).or_else(best) {
                 self.promote(node, true);
                 self.rejoin(0, false);
                 self.rejoin(1, false);

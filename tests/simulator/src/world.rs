@@ -5,12 +5,14 @@
 //! so nothing is re-entered. Checks on the way live in `checks`, faults in `faults`, the operator
 //! in `operator`.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::rc::Rc;
 
 use lockstep::engine::{
-    Action, Buffer, Command, CommandId, Config, Envelope, Event, Generation, IoOutcome, LinkId,
-    LinkLoss, Message, MetaOp, NodeId, Notice, Op, RequestId, Span, Term, VolumeId, VoteMode,
+    Action, Buffer, Command, CommandId, Config, DiskState, Envelope, Event, Generation, IoOutcome,
+    LinkId, LinkLoss, Message, MetaOp, NodeId, Notice, Op, RequestId, Span, Term, VolumeId,
+    VoteMode,
 };
 
 use crate::atlas::Atlas;
@@ -125,6 +127,8 @@ pub struct World {
     pub requests_left: u32,
     /// Generation of each volume at the last completed write.
     pub truth: Vec<Option<Generation>>,
+    /// The generation that each one was made from, by volume.
+    pub lineage: Vec<BTreeMap<Generation, Generation>>,
     /// By volume and block.
     pub carried: Vec<Vec<Option<Carrier>>>,
     pub trace: String,
@@ -165,6 +169,7 @@ impl World {
             voter: Voter::new(plan.volumes, synced.then_some(meta::FIRST_GENERATION)),
             atlas: Atlas::new(rng.fork()),
             truth: vec![None; plan.volumes],
+            lineage: vec![BTreeMap::new(); plan.volumes],
             carried: vec![vec![None; plan.sectors.div_ceil(BIT_SECTORS) as usize]; plan.volumes],
             requests_left: plan.requests,
             options: options.clone(),
@@ -590,6 +595,13 @@ impl World {
     }
 
     fn published(&mut self, node: usize, notice: &Notice) {
+        if let Notice::Disk {
+            to: DiskState::Diskless,
+            ..
+        } = notice
+        {
+            self.nodes[node].left_alone = true;
+        }
         self.note(Some(node), "notice", || format!("{notice:?}"));
     }
 
