@@ -238,6 +238,9 @@ impl Engine {
             if self.role == Role::Primary && was_shared && counted {
                 self.leave_own_disk(index);
             }
+        } else if self.handshake_committed() {
+            // The peer was told of a disk that is not there any more.
+            self.drop_link(LinkLoss::Renegotiate);
         }
         self.recheck = true;
         self.progress = true;
