@@ -20,6 +20,38 @@ struct Node {
     want_link: bool,
     serving: bool,
     notices: Vec<Notice>,
+    /// The agent's table of ranges in flight, and whether it says all.
+    tracked: BTreeMap<u32, Span>,
+    exact: bool,
+    /// Data writes, and flushes, that are kept from completing while these are set.
+    held: Option<Vec<IoId>>,
+    held_flushes: Option<Vec<IoId>>,
+}
+
+impl Node {
+    /// A data plane that has just been started, for the `life`th time.
+    fn new(id: u8, protocol: Protocol, life: u64) -> Node {
+        let mut config = config(id, protocol);
+        config.seed += u128::from(life) << 64;
+        Node {
+            engine: Engine::new(config),
+            disk: BTreeMap::new(),
+            buffers: BTreeMap::new(),
+            superblock: None,
+            bitmap: Vec::new(),
+            closed: false,
+            shape: None,
+            results: Vec::new(),
+            completed: Vec::new(),
+            want_link: false,
+            serving: false,
+            notices: Vec::new(),
+            tracked: BTreeMap::new(),
+            exact: true,
+            held: None,
+            held_flushes: None,
+        }
+    }
 }
 
 /// Something on its way to a node, in one queue so that everything stays in order.
@@ -96,23 +128,8 @@ impl Node {
 
 impl Pair {
     fn new(protocol: Protocol) -> Pair {
-        let node = |id| Node {
-            engine: Engine::new(config(id, protocol)),
-            disk: BTreeMap::new(),
-            buffers: BTreeMap::new(),
-            superblock: None,
-            bitmap: Vec::new(),
-            closed: false,
-            shape: None,
-            results: Vec::new(),
-            completed: Vec::new(),
-            want_link: false,
-            serving: false,
-            notices: Vec::new(),
-        };
-        let nodes = [node(0), node(1)];
         Pair {
-            nodes,
+            nodes: [0, 1].map(|id| Node::new(id, protocol, 0)),
             now: Time(1),
             wire: VecDeque::new(),
             link: None,
@@ -194,9 +211,7 @@ impl Pair {
     }
 
     fn command(&mut self, node: usize, command: Command) -> Result<(), Refusal> {
-        self.next += 1;
-        let id = CommandId(self.next);
-        self.handle(node, Event::Command { id, command });
+        let id = self.start_command(node, command);
         self.run();
         let results = &self.nodes[node].results;
         results
@@ -205,6 +220,13 @@ impl Pair {
             .expect("answered")
             .1
             .clone()
+    }
+
+    fn start_command(&mut self, node: usize, command: Command) -> CommandId {
+        self.next += 1;
+        let id = CommandId(self.next);
+        self.handle(node, Event::Command { id, command });
+        id
     }
 
     fn request(&mut self, node: usize, op: Op, data: &[u64]) -> RequestId {
@@ -292,15 +314,24 @@ impl Pair {
             Action::DiskWrite {
                 io, span, buffer, ..
             } => {
+                let own = matches!(buffer, Buffer::Request(_));
+                let noted = !n.exact || n.tracked.values().any(|t| t.overlaps(span));
+                assert!(noted || !own, "{span} could differ, and nobody would know");
                 let data = n.buffers[&buffer].clone();
                 n.disk.extend(sectors(span).zip(data));
-                io_done(io, IoOutcome::Done);
+                match &mut n.held {
+                    Some(held) => held.push(io),
+                    None => io_done(io, IoOutcome::Done),
+                }
             }
             Action::DiskZeroes { io, span, .. } => {
                 n.disk.extend(sectors(span).map(|s| (s, 0)));
                 io_done(io, IoOutcome::Done);
             }
-            Action::DiskFlush { io, .. } => io_done(io, IoOutcome::Done),
+            Action::DiskFlush { io, .. } => match &mut n.held_flushes {
+                Some(held) => held.push(io),
+                None => io_done(io, IoOutcome::Done),
+            },
             Action::Meta { io, op, .. } => {
                 match op {
                     MetaOp::Superblock(superblock) => n.superblock = Some(*superblock),
@@ -333,34 +364,22 @@ impl Pair {
             Action::Publish(notice) => n.notices.push(notice),
             Action::DiskClosed { .. } => n.closed = true,
             Action::Shape { shape, .. } => n.shape = Some(shape),
-            Action::Release { .. }
-            | Action::RecordAtVoter { .. }
-            | Action::Track { .. }
-            | Action::Untrack { .. }
-            | Action::TrackExact { .. } => {}
+            Action::Release { .. } | Action::RecordAtVoter { .. } => {}
+            Action::Track { slot, span, .. } => {
+                n.tracked.insert(slot, span);
+            }
+            Action::Untrack { slot } => {
+                n.tracked.remove(&slot);
+            }
+            Action::TrackExact { exact } => n.exact = exact,
         }
     }
 
     /// Lets everything happen that can, without time passing.
     fn run(&mut self) {
         for _ in 0..100_000 {
-            if let Some((to, data)) = self.wire.pop_front() {
-                self.deliver(to, data);
-            } else if self.link.is_none() && self.nodes.iter().all(|n| n.want_link) {
-                self.connect();
-            } else {
-                let due = (0..2)
-                    .filter_map(|n| self.nodes[n].engine.next_deadline())
-                    .min();
-                let soon = Time(self.now.0 + 2_000_000_000);
-                match due {
-                    Some(at) if at <= soon && self.busy() => {
-                        self.now = self.now.max(at);
-                        self.handle(0, Event::Tick);
-                        self.handle(1, Event::Tick);
-                    }
-                    _ => return,
-                }
+            if !self.step() {
+                return;
             }
         }
         panic!("the pair does not come to rest: {:?}", self.states());
@@ -374,6 +393,29 @@ impl Pair {
             let peer = NodeId(1 - node as u8);
             self.handle(node, Event::LinkUp { link, peer });
         }
+    }
+
+    /// Lets one thing happen; false when there is nothing.
+    fn step(&mut self) -> bool {
+        if let Some((to, data)) = self.wire.pop_front() {
+            self.deliver(to, data);
+        } else if self.link.is_none() && self.nodes.iter().all(|n| n.want_link) {
+            self.connect();
+        } else {
+            let due = (0..2)
+                .filter_map(|n| self.nodes[n].engine.next_deadline())
+                .min();
+            let soon = Time(self.now.0 + 2_000_000_000);
+            match due {
+                Some(at) if at <= soon && self.busy() => {
+                    self.now = self.now.max(at);
+                    self.handle(0, Event::Tick);
+                    self.handle(1, Event::Tick);
+                }
+                _ => return false,
+            }
+        }
+        true
     }
 
     /// Waiting for a timer is worth it while something is out of sync or unanswered.
@@ -943,4 +985,153 @@ fn liveness_limits_change_while_the_link_is_up() {
     assert_eq!(pair.command(0, Command::Timeouts(timeouts)), Ok(()));
     let after = pair.nodes[0].engine.next_deadline().expect("a ping is due");
     assert!(after < before, "{after:?} {before:?}");
+}
+
+/// Rule 4: the mark of a reign, and with it the log, outlives a sync that ends the business of the
+/// crashed reign before.
+#[test]
+fn a_sync_that_ends_during_a_promotion_leaves_the_mark_of_the_new_reign() {
+    for steps in 0..60 {
+        let mut pair = Pair::synced(Protocol::C);
+        assert_eq!(pair.write(0, 0, &[5]), Ok(()));
+        // Node 0 dies as primary; its next life is the source of a sync, and is promoted.
+        let superblock = pair.nodes[0].superblock.clone().expect("written");
+        pair.nodes[1].want_link = false;
+        pair.cut();
+        let disk = std::mem::take(&mut pair.nodes[0].disk);
+        pair.nodes[0] = Node::new(0, Protocol::C, 1);
+        pair.nodes[0].disk = disk;
+        let crashed = VolumeImage {
+            superblock,
+            log: vec![0],
+            ..*image()
+        };
+        assert_eq!(pair.attach(0, Box::new(crashed)), Ok(()));
+        pair.nodes[1].want_link = true;
+        let connect = Command::Connect {
+            discard_my_data: false,
+        };
+        pair.start_command(0, connect);
+        while !pair.states()[0].ends_with("SyncSource") {
+            assert!(pair.step());
+        }
+        for _ in 0..steps {
+            pair.step();
+        }
+        let promote = Command::Primary {
+            force: false,
+            ground: Ground::Operator,
+        };
+        assert_eq!(pair.command(0, promote), Ok(()));
+        assert_eq!(pair.states()[0], "Primary UpToDate UpToDate Established");
+        let stored = pair.nodes[0].superblock.as_ref().expect("written");
+        assert!(
+            stored.primary,
+            "promoted {steps} steps after the sync began"
+        );
+    }
+}
+
+/// Rule 4: the table of ranges in flight replaces the log, so a range leaves it only when both
+/// copies have the write.
+#[test]
+fn a_range_stays_tracked_until_both_legs_have_ended() {
+    let mut pair = Pair::synced(Protocol::C);
+    pair.nodes[0].held = Some(Vec::new());
+    let span = Span::new(8192, 512);
+    let write = pair.request(0, Op::Write { span, fua: false }, &[9]);
+    pair.run();
+    let flush = pair.request(0, Op::Flush, &[]);
+    pair.run();
+    assert_eq!(pair.result(0, flush), Some(Ok(())), "durable on the peer");
+    assert_eq!(
+        pair.nodes[0].tracked.values().copied().collect::<Vec<_>>(),
+        [span]
+    );
+    for io in pair.nodes[0].held.take().expect("set above") {
+        pair.handle(
+            0,
+            Event::Io {
+                io,
+                outcome: IoOutcome::Done,
+            },
+        );
+    }
+    assert_eq!(pair.result(0, write), Some(Ok(())));
+    assert!(pair.nodes[0].tracked.is_empty());
+}
+
+/// Rule 1: a write that has completed under protocol A is seen by the next read, also when the
+/// disk that it completed on is gone and the peer has it in its queue.
+#[test]
+fn the_peer_reads_after_the_writes_that_came_before() {
+    let mut pair = Pair::synced(Protocol::A);
+    pair.nodes[1].held = Some(Vec::new());
+    let span = Span::new(8192, 512);
+    for stamp in [8, 9] {
+        let write = pair.request(0, Op::Write { span, fua: false }, &[stamp]);
+        pair.run();
+        assert_eq!(pair.result(0, write), Some(Ok(())));
+    }
+    let volume = VolumeId(0);
+    pair.start_command(0, Command::Detach { volume });
+    let read = pair.request(0, Op::Read { span }, &[0]);
+    pair.run();
+    assert_eq!(pair.result(0, read), None, "the second write waits");
+    for io in pair.nodes[1].held.take().expect("set above") {
+        let outcome = IoOutcome::Done;
+        pair.handle(1, Event::Io { io, outcome });
+    }
+    pair.run();
+    assert_eq!(pair.result(0, read), Some(Ok(())));
+    assert_eq!(pair.nodes[0].buffers[&Buffer::Request(read)], [9]);
+}
+
+/// Rules 1 and 2: an acknowledged flush is one whose own disk flush has ended. Sessions number
+/// their flushes from 1 again while those of the last session may still be under way.
+#[test]
+fn flushes_of_two_sessions_are_told_apart() {
+    let mut pair = Pair::synced(Protocol::C);
+    let mut held = Vec::new();
+    let mut flushes = Vec::new();
+    for session in 0..2 {
+        assert_eq!(pair.write(0, 0, &[session + 8]), Ok(()));
+        pair.nodes[1].held_flushes = Some(Vec::new());
+        flushes = (0..4).map(|_| pair.request(0, Op::Flush, &[])).collect();
+        pair.run();
+        assert!(flushes.iter().all(|f| pair.result(0, *f).is_none()));
+        held.extend(pair.nodes[1].held_flushes.take().expect("set above"));
+        if session == 0 {
+            pair.cut();
+            pair.run();
+        }
+    }
+    for io in held.into_iter().rev() {
+        let outcome = IoOutcome::Done;
+        pair.handle(1, Event::Io { io, outcome });
+    }
+    pair.run();
+    assert!(flushes.iter().all(|f| pair.result(0, *f) == Some(Ok(()))));
+}
+
+/// A disk that is lost at any moment of a handshake is not taken for one that takes part.
+#[test]
+fn a_disk_lost_during_the_handshake_is_made_known() {
+    for steps in 0..60 {
+        let mut pair = Pair::synced(Protocol::C);
+        pair.cut();
+        for _ in 0..steps {
+            pair.step();
+        }
+        let volume = VolumeId(0);
+        assert_eq!(pair.command(1, Command::Detach { volume }), Ok(()));
+        assert_eq!(
+            pair.states(),
+            [
+                "Primary UpToDate Diskless Established",
+                "Secondary Diskless UpToDate Established"
+            ],
+            "lost {steps} steps after the link"
+        );
+    }
 }

@@ -262,7 +262,11 @@ impl World {
             let whole = (0..2).find(|n| good(*n) == self.plan.volumes);
             let newest = || (0..2).find(|n| self.was_source(*n));
             let best = || {
-                let power = self.oracle.nodes.iter().any(|history| history.power_lost > 0);
+                let power = self
+                    .oracle
+                    .nodes
+                    .iter()
+                    .any(|history| history.power_lost > 0);
                 (0..2)
                     .filter(|n| power && self.nodes[*n].running())
                     .max_by_key(|n| good(*n))
