@@ -600,10 +600,13 @@ mod tests {
         }
     }
 
+    /// Tags and results, in the order in which they were completed.
+    type Completed = std::rc::Rc<std::cell::RefCell<Vec<(u32, Result<(), IoFailure>)>>>;
+
     /// A target that only notes what it is told.
     #[derive(Default)]
     struct Fake {
-        completed: std::rc::Rc<std::cell::RefCell<Vec<(u32, Result<(), IoFailure>)>>>,
+        completed: Completed,
         buffer: [u8; 8],
     }
 
