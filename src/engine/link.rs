@@ -726,6 +726,7 @@ impl Engine {
         theirs: Option<&VolumeState>,
     ) -> u64 {
         let term = self.term;
+        let voter = self.has_voter();
         let generation = self.fresh_generation();
         let v = &mut self.volumes[index];
         let agreed = theirs.map_or(v.size, |t| {
@@ -753,10 +754,13 @@ impl Engine {
         if let Verdict::Source(extent) = verdict {
             if theirs.is_some_and(|t| t.current == v.superblock.current) {
                 // The target is about to become inconsistent: what we have must be told apart
-                // from it, should it be promoted by force. A voter need not know: no write rests
-                // on it, and it descends from what is on record.
+                // from it, should it be promoted by force. A voter is not told, for what is on
+                // record is its ancestor; so no write may rest on it.
                 let version = v.new_generation(generation);
-                v.mint = Some(Mint::Storing(version));
+                v.mint = Some(Mint::Storing {
+                    version,
+                    counts: !voter,
+                });
             }
             if extent != Extent::Bitmap {
                 let stub = stub_generation(session);

@@ -61,8 +61,9 @@ impl LocalWrites {
 pub(super) enum Mint {
     /// The third voter was asked to record it.
     Asked(Generation),
-    /// This version of the superblock holds it.
-    Storing(u64),
+    /// This version of the superblock holds it; `counts`: once it is stored, the peer's copy is
+    /// known to be left behind.
+    Storing { version: u64, counts: bool },
 }
 
 /// The record of a generation that this node's own, lost disk lacks (rule 6, disk detached).

@@ -63,7 +63,10 @@ impl Engine {
         let v = &mut self.volumes[index];
         v.new_generation(generation);
         let version = v.change_peer(|peer| peer.outdated = true);
-        v.mint = Some(Mint::Storing(version));
+        v.mint = Some(Mint::Storing {
+            version,
+            counts: true,
+        });
         let volume = v.id;
         self.publish(Notice::NewGeneration { volume, generation });
     }
@@ -109,11 +112,11 @@ impl Engine {
 
     pub(super) fn settle_mints(&mut self) {
         for v in &mut self.volumes {
-            if let Some(Mint::Storing(version)) = v.mint
+            if let Some(Mint::Storing { version, counts }) = v.mint
                 && v.stored(version)
             {
                 v.mint = None;
-                v.peer_current = false;
+                v.peer_current &= !counts;
                 self.recheck = true;
                 self.progress = true;
             }

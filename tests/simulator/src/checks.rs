@@ -146,12 +146,19 @@ impl World {
             }
             _ => {}
         }
-        let mine = self.nodes[node].generation(volume);
         let theirs = self.nodes[peer].generation(volume);
         let fit = self.nodes[peer].unfit(volume).is_none();
-        let recorded = self.nodes[node]
-            .superblock(volume)
-            .is_some_and(|s| s.peers.first().is_some_and(|p| p.outdated));
+        // What the voter has on record decides who may be promoted, where there is one.
+        let (mine, recorded) = if self.options.voter {
+            (self.voter.recorded(volume), false)
+        } else {
+            let own = self.nodes[node].superblock(volume);
+            let outdated = |s: &Superblock| s.peers.first().is_some_and(|p| p.outdated);
+            (
+                own.as_ref().map(|s| s.current),
+                own.as_ref().is_some_and(outdated),
+            )
+        };
         if fit && mine == theirs && !recorded {
             let text = format!(
                 "write {} completed on node {node} without node {peer} (volume {volume} sector \

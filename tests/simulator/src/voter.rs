@@ -105,6 +105,11 @@ impl Voter {
         })
     }
 
+    /// The generation on record for a volume.
+    pub fn recorded(&self, volume: usize) -> Option<Generation> {
+        self.generations[volume]
+    }
+
     /// Records a generation of the owner; the term of the new owner for anybody else.
     pub fn record(
         &mut self,
