@@ -6,6 +6,7 @@ use super::action::Shape;
 use super::activity_log::ActivityLog;
 use super::bitmap::Bitmap;
 use super::ids::{CommandId, Generation, NodeId, Time, VolumeId};
+use super::pace::Limits;
 use super::persist::{PeerRecord, Superblock};
 use super::status::{DiskState, ReplicationState};
 use super::sync::Sync;
@@ -162,6 +163,8 @@ pub(super) struct Volume {
     /// In this session the generation of this disk was compared with the peer's.
     pub(super) compared: bool,
     pub(super) sync: Option<Sync>,
+    /// Of a sync from here.
+    pub(super) limits: Limits,
     pub(super) counters: Counters,
 }
 
@@ -201,6 +204,7 @@ impl Volume {
             closing: None,
             compared: false,
             sync: None,
+            limits: Limits::default(),
             counters: Counters::default(),
         }
     }
