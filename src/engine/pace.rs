@@ -113,6 +113,11 @@ impl Load {
         });
     }
 
+    /// Whether the application counts as idle.
+    fn is_calm(&self, now: Time) -> bool {
+        self.quiet(now).is_some_and(|quiet| quiet >= CALM)
+    }
+
     /// How long the application has been quiet; none = it is not.
     fn quiet(&self, now: Time) -> Option<Duration> {
         self.open
@@ -138,6 +143,8 @@ pub struct Claim {
     at: Time,
     bytes: u64,
     delivered: u64,
+    /// Nothing but the path held the sync back.
+    full: bool,
 }
 
 /// A schedule of bytes per second that can be behind by a bounded time.
@@ -165,8 +172,9 @@ pub struct Pace {
     floor: Schedule,
     in_flight: u64,
     delivered: u64,
-    /// Best rate seen lately, bytes per second, and when; it loses half in each `plan_ahead`
-    /// without a better one.
+    /// Best rate seen lately, bytes per second, and when it was last looked at. It falls, by half
+    /// in each `plan_ahead`, only while the sync uses all that the path gives: less was asked for
+    /// otherwise.
     best: Option<(u64, Time)>,
     /// Shortest time from claim to answer.
     shortest: Option<Duration>,
@@ -199,14 +207,8 @@ impl Pace {
     }
 
     /// The rate that disk and link were last seen to give, bytes per second.
-    pub fn measured(&self, now: Time) -> Option<u64> {
-        let (rate, at) = self.best?;
-        let age = now.since(at).as_nanos();
-        let half = self.limits.plan_ahead.as_nanos().max(1);
-        // Linear between the halvings is close enough.
-        let halvings = (age / half).min(63) as u32;
-        let rest = (age % half) as f64 / half as f64;
-        Some(((rate >> halvings) as f64 * (1.0 - rest / 2.0)) as u64)
+    pub fn measured(&self) -> Option<u64> {
+        self.best.map(|(rate, _)| rate)
     }
 
     /// Whether a block may be claimed now.
@@ -230,19 +232,18 @@ impl Pace {
         if self.limits.plan_ahead.is_zero() {
             return block(u64::MAX);
         }
-        let quiet = load.quiet(now);
-        if quiet.is_some_and(|quiet| quiet >= CALM) {
-            return self.fill(self.idle_window(now), self.long_block(now));
+        if load.is_calm(now) {
+            return self.fill(self.idle_window(), self.long_block());
         }
-        let short = self.short_block(now, load);
-        let gap = match quiet {
-            Some(quiet) if quiet >= GAP => self.fill(self.path(now).max(short), short),
+        let short = self.short_block(load);
+        let gap = match load.quiet(now) {
+            Some(quiet) if quiet >= GAP => self.fill(self.path().max(short), short),
             Some(quiet) => Admit::At(now.after(GAP - quiet)),
             None => Admit::Later,
         };
         match (gap, self.floor_due(now)) {
             (Admit::Now(bytes), _) => Admit::Now(bytes),
-            (_, Some(due)) if due <= now => self.fill(self.idle_window(now), short),
+            (_, Some(due)) if due <= now => self.fill(self.idle_window(), short),
             (Admit::At(gap), Some(due)) => Admit::At(gap.min(due)),
             (Admit::Later, Some(due)) => Admit::At(due),
             (gap, None) => gap,
@@ -261,11 +262,11 @@ impl Pace {
 
     /// When the floor wants the next block; none = no floor.
     fn floor_due(&self, now: Time) -> Option<Time> {
-        (self.floor_rate(now) > 0).then(|| self.floor.due(now))
+        (self.floor_rate() > 0).then(|| self.floor.due(now))
     }
 
-    fn floor_rate(&self, now: Time) -> u64 {
-        match (self.limits.floor, self.measured(now)) {
+    fn floor_rate(&self) -> u64 {
+        match (self.limits.floor, self.measured()) {
             (Some(floor), _) => floor,
             (None, Some(rate)) => FLOOR.min((rate / 4).max(1)),
             (None, None) => FLOOR,
@@ -273,11 +274,11 @@ impl Pace {
     }
 
     /// In flight that builds a queue as long as the administrator allows.
-    fn idle_window(&self, now: Time) -> u64 {
+    fn idle_window(&self) -> u64 {
         if self.limits.fill_target > 0 {
             return self.limits.fill_target.max(MIN_WINDOW);
         }
-        match (self.measured(now), self.shortest) {
+        match (self.measured(), self.shortest) {
             (Some(rate), Some(shortest)) => {
                 in_time(rate, shortest + self.limits.delay_target).max(FIRST_WINDOW)
             }
@@ -286,36 +287,36 @@ impl Pace {
     }
 
     /// In flight that keeps the path busy without a queue.
-    fn path(&self, now: Time) -> u64 {
-        match (self.measured(now), self.shortest) {
+    fn path(&self) -> u64 {
+        match (self.measured(), self.shortest) {
             (Some(rate), Some(shortest)) => in_time(rate, shortest).max(MIN_WINDOW),
             _ => MIN_WINDOW,
         }
     }
 
     /// A block that is a small part of the queue: the path's own delay shows only behind such.
-    fn long_block(&self, now: Time) -> u64 {
-        match self.measured(now) {
+    fn long_block(&self) -> u64 {
+        match self.measured() {
             Some(rate) => in_time(rate, self.limits.delay_target / 10).max(MIN_WINDOW),
             None => MIN_WINDOW,
         }
     }
 
     /// A block that takes about as long as a request of the application.
-    fn short_block(&self, now: Time, load: &Load) -> u64 {
-        match (self.measured(now), load.typical) {
+    fn short_block(&self, load: &Load) -> u64 {
+        match (self.measured(), load.typical) {
             (Some(rate), Some(typical)) => in_time(rate, typical).max(MIN_BLOCK),
             _ => MIN_BLOCK,
         }
     }
 
     /// A block of `bytes` was claimed.
-    pub fn claim(&mut self, now: Time, bytes: u64) -> Claim {
+    pub fn claim(&mut self, now: Time, load: &Load, bytes: u64) -> Claim {
         self.in_flight += bytes;
         if let Some(cap) = self.limits.cap {
             self.cap.take(now, bytes, cap);
         }
-        let floor = self.floor_rate(now);
+        let floor = self.floor_rate();
         if floor > 0 {
             // What went beyond the floor while the application was idle is not held against it.
             self.floor.take(now, bytes, floor);
@@ -325,6 +326,7 @@ impl Pace {
             at: now,
             bytes,
             delivered: self.delivered,
+            full: self.limits.cap.is_none() && load.is_calm(now),
         }
     }
 
@@ -334,13 +336,30 @@ impl Pace {
         self.delivered += claim.bytes;
         let took = now.since(claim.at);
         self.shortest = Some(self.shortest.map_or(took, |shortest| shortest.min(took)));
-        let sample =
-            u128::from(self.delivered - claim.delivered) * 1_000_000_000 / took.as_nanos().max(1);
-        let sample = sample.min(u128::from(u64::MAX)) as u64;
-        if self.measured(now).is_none_or(|best| sample >= best) {
-            self.best = Some((sample, now));
-        }
+        let sample = rate_of(self.delivered - claim.delivered, took);
+        self.best = Some(match self.best {
+            None => (sample, now),
+            Some((best, since)) => {
+                let lost = match claim.full {
+                    true => part(best / 2, now.since(since), self.limits.plan_ahead),
+                    false => 0,
+                };
+                (sample.max(best - lost), now)
+            }
+        });
     }
+}
+
+/// `whole` times `time` / `of`, at most `whole`.
+fn part(whole: u64, time: Duration, of: Duration) -> u64 {
+    let share = u128::from(whole) * time.as_nanos() / of.as_nanos().max(1);
+    share.min(u128::from(whole)) as u64
+}
+
+/// Bytes per second.
+fn rate_of(bytes: u64, time: Duration) -> u64 {
+    let rate = u128::from(bytes) * 1_000_000_000 / time.as_nanos().max(1);
+    rate.min(u128::from(u64::MAX)) as u64
 }
 
 fn nanos(time: Duration) -> u64 {
@@ -401,7 +420,7 @@ mod tests {
             let next = flying.first().map(|(at, _)| *at);
             match pace.admit(now, load) {
                 Admit::Now(bytes) => {
-                    let claim = pace.claim(now, u64::from(bytes));
+                    let claim = pace.claim(now, load, u64::from(bytes));
                     free = free.max(now).after(at_rate(u64::from(bytes), rate));
                     flying.push((free.after(latency), claim));
                     log.push((now, u64::from(bytes)));

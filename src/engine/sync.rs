@@ -166,7 +166,7 @@ impl Engine {
                 span,
                 compare,
                 stage: Stage::Claimed,
-                claim: sync.pace.claim(now, u64::from(span.len)),
+                claim: sync.pace.claim(now, &self.load, u64::from(span.len)),
             };
             let id = self.next_key;
             self.next_key += 1;
