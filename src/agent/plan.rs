@@ -78,6 +78,7 @@ pub mod tests {
                     volume: 0,
                     front,
                     internal_meta: true,
+                    resync: Default::default(),
                     cookie: 0,
                 }],
             },

@@ -3,7 +3,11 @@
 //! Both are newline-delimited JSON over Unix stream sockets, one request and one or more replies
 //! per line. File descriptors travel beside a line (SCM_RIGHTS).
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
+
+use crate::engine::pace::Limits;
 
 /// A request of the command line to the agent (`RUN_DIR/control.sock`).
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -204,11 +208,52 @@ pub struct ServeVolume {
     pub front: FrontEnd,
     /// Metadata inside the data device, or on a device of its own.
     pub internal_meta: bool,
+    #[serde(default)]
+    pub resync: ResyncLimits,
     /// What the driver keeps with the block device of this volume, so that the agent's record of
     /// it is never taken for another's. A device with the volume's minor and this cookie whose
     /// server died is recovered; one with another cookie is somebody else's.
     #[serde(default)]
     pub cookie: u64,
+}
+
+/// How fast a sync of the volume from here may go; see [`crate::engine::pace::Limits`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResyncLimits {
+    /// Bytes per second; none = no cap.
+    pub cap: Option<u64>,
+    /// Bytes per second; none = the built-in floor.
+    pub floor: Option<u64>,
+    /// Milliseconds.
+    pub plan_ahead: u64,
+    pub delay_target: u64,
+    /// Bytes.
+    pub fill_target: u64,
+}
+
+impl Default for ResyncLimits {
+    fn default() -> ResyncLimits {
+        let limits = Limits::default();
+        ResyncLimits {
+            cap: limits.cap,
+            floor: limits.floor,
+            plan_ahead: limits.plan_ahead.as_millis() as u64,
+            delay_target: limits.delay_target.as_millis() as u64,
+            fill_target: limits.fill_target,
+        }
+    }
+}
+
+impl From<ResyncLimits> for Limits {
+    fn from(limits: ResyncLimits) -> Limits {
+        Limits {
+            cap: limits.cap,
+            floor: limits.floor,
+            plan_ahead: Duration::from_millis(limits.plan_ahead),
+            delay_target: Duration::from_millis(limits.delay_target),
+            fill_target: limits.fill_target,
+        }
+    }
 }
 
 /// How applications reach a volume.

@@ -341,6 +341,16 @@ impl Field for u64 {
     }
 }
 
+impl Field for Option<u64> {
+    fn read(value: Option<&Value>) -> Option<u64> {
+        value.map(|value| u64::read(Some(value)))
+    }
+
+    fn write(&self) -> Option<Value> {
+        self.map(Value::Number)
+    }
+}
+
 impl Field for Duration {
     fn read(value: Option<&Value>) -> Duration {
         Duration::from_millis(u64::read(value))
@@ -507,6 +517,19 @@ option_struct! {
     DiskOptions in Section::Disk;
     /// Extents of 4 MiB that may be written without a metadata write.
     al_extents: u32 = "al-extents",
+    /// Bytes per second that a sync from here may take; the lower of the two counts.
+    resync_rate: Option<u64> = "resync-rate",
+    /// As `resync_rate`; 0 = no limit.
+    max_rate: Option<u64> = "c-max-rate",
+    /// Bytes per second that a sync goes on with beside a busy application; unset = 10 MiB/s, but
+    /// at most a quarter of what disk and link give.
+    min_rate: Option<u64> = "c-min-rate",
+    /// How long a measurement of disk and link counts; 0 = no regard for the application.
+    plan_ahead: Duration = "c-plan-ahead",
+    /// Queue that a sync may build while the application is idle.
+    delay_target: Duration = "c-delay-target",
+    /// Bytes in flight while the application is idle; 0 = by `delay_target`.
+    fill_target: u64 = "c-fill-target",
 }
 
 #[cfg(test)]

@@ -155,7 +155,10 @@ impl Engine {
         let volumes = config
             .volumes
             .iter()
-            .map(|id| Volume::new(*id, config.node))
+            .map(|id| {
+                let limits = config.limits.get(id).copied().unwrap_or_default();
+                Volume::new(*id, config.node, limits)
+            })
             .collect();
         Engine {
             now: Time(0),

@@ -170,7 +170,7 @@ pub(super) struct Volume {
 
 impl Volume {
     /// A volume without a disk.
-    pub(super) fn new(id: VolumeId, node: NodeId) -> Volume {
+    pub(super) fn new(id: VolumeId, node: NodeId, limits: Limits) -> Volume {
         Volume {
             id,
             disk: DiskState::Diskless,
@@ -204,7 +204,7 @@ impl Volume {
             closing: None,
             compared: false,
             sync: None,
-            limits: Limits::default(),
+            limits,
             counters: Counters::default(),
         }
     }
