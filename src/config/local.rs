@@ -5,7 +5,7 @@ use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use crate::agent::protocol::{ResyncLimits, ServeConfig, ServeVolume};
+use crate::agent::protocol::{ResyncOptions, ServeConfig, ServeVolume};
 
 use super::diagnostic::{Diagnostic, DiagnosticKind};
 use super::model::{Config, DiskOptions, Host, MetaDisk, Resource, Volume};
@@ -171,18 +171,17 @@ fn serve_volume(volume: &Volume) -> ServeVolume {
         volume: volume.number,
         front: volume.front.value.clone(),
         internal_meta: volume.meta.value == MetaDisk::Internal,
-        resync: resync_limits(&volume.options),
+        resync: resync_options(&volume.options),
         cookie: 0,
     }
 }
 
-/// Every written cap counts, so the lowest does.
-fn resync_limits(options: &DiskOptions) -> ResyncLimits {
+fn resync_options(options: &DiskOptions) -> ResyncOptions {
     let millis = |time: std::time::Duration| time.as_millis() as u64;
-    let max_rate = options.max_rate.filter(|rate| *rate > 0);
-    ResyncLimits {
-        cap: options.resync_rate.into_iter().chain(max_rate).min(),
-        floor: options.min_rate,
+    ResyncOptions {
+        rate: options.resync_rate,
+        max_rate: options.max_rate,
+        min_rate: options.min_rate,
         plan_ahead: millis(options.plan_ahead),
         delay_target: millis(options.delay_target),
         fill_target: options.fill_target,

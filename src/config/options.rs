@@ -309,6 +309,25 @@ pub fn parse_number(text: &str, unit: Unit) -> Result<u64, NumberFault> {
     number.checked_mul(factor).ok_or(NumberFault::Overflow)
 }
 
+/// A number for an option of `disk`, as it would be read from a file; the message says what is
+/// wrong with it.
+pub fn disk_number(name: &str, text: &str) -> Result<u64, String> {
+    let number = schema::find(Section::Disk, name).and_then(|found| match found.spec.kind {
+        Kind::Number { unit, min, max, .. } => Some((unit, min, max)),
+        _ => None,
+    });
+    let (unit, min, max) = number.ok_or_else(|| format!("`{name}` takes no number"))?;
+    match parse_number(text, unit) {
+        Ok(value) if (min * unit.factor()..=max * unit.factor()).contains(&value) => Ok(value),
+        Ok(_) | Err(NumberFault::Overflow) => Err(format!(
+            "`{}` is not from {min} to {max}{}",
+            shown(text),
+            unit.name()
+        )),
+        Err(NumberFault::Form) => Err(format!("`{}` is no number", shown(text))),
+    }
+}
+
 /// A type that a field of the model can have.
 pub trait Field: Sized {
     /// From what was written or the default. Values have been checked against the schema, a test

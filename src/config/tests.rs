@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::agent::protocol::{FrontEnd, ResyncLimits};
+use crate::agent::protocol::FrontEnd;
+use crate::engine::pace::Limits;
 
 use super::*;
 
@@ -89,24 +90,43 @@ fn every_written_cap_of_a_resync_counts_and_none_is_none() {
     let limits = |body: &str| {
         let config = parse(&pair("", body));
         let local = config.resources[0].for_node("alpha").unwrap();
-        local.serve_config(String::new()).volumes[0].resync
+        Limits::from(local.serve_config(String::new()).volumes[0].resync)
     };
-    assert_eq!(limits(""), ResyncLimits::default());
+    assert_eq!(limits(""), Limits::default());
     let all = limits(
         "disk { resync-rate 50M; c-max-rate 100M; c-min-rate 2M; c-plan-ahead 0;
          c-delay-target 500ms; c-fill-target 1M; }",
     );
-    let expected = ResyncLimits {
+    let expected = Limits {
         cap: Some(50 << 20),
         floor: Some(2 << 20),
-        plan_ahead: 0,
-        delay_target: 500,
+        plan_ahead: Duration::ZERO,
+        delay_target: Duration::from_millis(500),
         fill_target: 1 << 20,
     };
     assert_eq!(all, expected);
     assert_eq!(limits("syncer { rate 10M; }").cap, Some(10 << 20));
-    let unlimited = limits("disk { resync-rate 8G; c-max-rate 0; c-min-rate 0; }");
-    assert_eq!((unlimited.cap, unlimited.floor), (Some(8 << 30), Some(0)));
+    assert_eq!(
+        limits("disk { resync-rate 9M; c-max-rate 8M; }").cap,
+        Some(8 << 20)
+    );
+    let unlimited = limits("disk { c-max-rate 0; c-min-rate 0; }");
+    assert_eq!((unlimited.cap, unlimited.floor), (None, Some(0)));
+}
+
+#[test]
+fn an_option_on_the_command_line_is_read_as_in_the_file() {
+    assert_eq!(disk_number("resync-rate", "50M"), Ok(50 << 20));
+    assert_eq!(disk_number("c-max-rate", "100"), Ok(100 << 10));
+    assert_eq!(disk_number("c-plan-ahead", "20"), Ok(2000));
+    for (name, text) in [
+        ("resync-rate", "0"),
+        ("resync-rate", "fast"),
+        ("c-delay-target", "1h"),
+    ] {
+        let error = disk_number(name, text).unwrap_err();
+        assert!(error.contains(text), "{error}");
+    }
 }
 
 #[test]
