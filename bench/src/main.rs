@@ -7,6 +7,7 @@ mod disk;
 mod drive;
 mod error;
 mod nbd;
+mod pacing;
 mod page;
 mod pair;
 mod plan;

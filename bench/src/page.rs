@@ -6,6 +6,7 @@ use std::path::Path;
 
 use crate::drive::Figures;
 use crate::error::BenchError;
+use crate::pacing::{self, BIN, BUSY, DISKS, LINKS, Outcome, Point};
 use crate::plan::Case;
 use crate::plot::{Bar, Line, bars, escape, lines, number};
 use crate::report::{Limits, Measured, Report};
@@ -63,7 +64,84 @@ fn page(report: &Report) -> String {
             section(&mut html, limits, &results);
         }
     }
+    pace(&mut html);
     html + "</body>\n</html>\n"
+}
+
+/// Pairs of disk and link that differ in what bounds them.
+const PACED: [(usize, usize); 4] = [(0, 0), (1, 0), (2, 1), (1, 2)];
+
+/// How the sync steps back for an application, on modelled disks and links.
+fn pace(html: &mut String) {
+    let _ = write!(
+        html,
+        "<h2>A sync beside an application, modelled</h2>\n\
+         <p>The product's own controller with its defaults, in virtual time: the application works \
+         from second {} to second {}, 4 KiB at random, seven writes to three reads.</p>\n",
+        BUSY.start.as_secs(),
+        BUSY.end.as_secs(),
+    );
+    for (disk, link) in PACED {
+        let (disk, link) = (DISKS[disk], LINKS[link]);
+        let with = pacing::run(disk, link, Some(Default::default()));
+        let alone = pacing::run(disk, link, None);
+        let _ = write!(
+            html,
+            "<p>{} over {}, {} requests per second: idle {} MiB/s, beside the application {} \
+             MiB/s; p99 {} ms, without a sync {} ms.</p>\n<div class=\"pair\">\n",
+            disk.name,
+            link.name,
+            disk.load,
+            number(with.idle_rate / MIB),
+            number(with.busy_rate / MIB),
+            number(with.p99.as_secs_f64() * 1e3),
+            number(alone.p99.as_secs_f64() * 1e3),
+        );
+        html.push_str(&over_time(
+            "sync, MiB/s and MiB in flight",
+            &[
+                (
+                    "rate",
+                    &|p| p.sync_bytes as f64 / BIN.as_secs_f64() / MIB,
+                    &with,
+                ),
+                ("in flight", &|p| p.in_flight as f64 / MIB, &with),
+            ],
+        ));
+        html.push_str(&over_time(
+            "slowest request of the application, ms",
+            &[
+                ("with sync", &|p| p.slowest.as_secs_f64() * 1e3, &with),
+                ("alone", &|p| p.slowest.as_secs_f64() * 1e3, &alone),
+            ],
+        ));
+        html.push_str("</div>\n");
+    }
+}
+
+const MIB: f64 = (1 << 20) as f64;
+
+/// A named curve over a run's timeline.
+type Curve<'a> = (&'a str, &'a dyn Fn(&Point) -> f64, &'a Outcome);
+
+fn over_time(title: &str, curves: &[Curve]) -> String {
+    let points = curves.first().map_or(0, |(_, _, run)| run.timeline.len());
+    let per_second = (1.0 / BIN.as_secs_f64()) as usize;
+    let names: Vec<String> = (0..points)
+        .map(|bin| match bin % (2 * per_second) {
+            0 => format!("{} s", bin / per_second),
+            _ => String::new(),
+        })
+        .collect();
+    let labels: Vec<&str> = names.iter().map(String::as_str).collect();
+    let drawn: Vec<Line> = (curves.iter())
+        .map(|(name, value, run)| Line {
+            name: (*name).to_owned(),
+            values: run.timeline.iter().map(value).collect(),
+            reference: *name == "alone",
+        })
+        .collect();
+    lines(title, &labels, &drawn)
 }
 
 fn section(html: &mut String, limits: &Limits, results: &[&Measured]) {
@@ -156,8 +234,8 @@ mod tests {
             limits: vec![limits],
             results: vec![result(Protocol::A), result(Protocol::C)],
         });
-        assert_eq!(html.matches("<svg").count(), 2);
-        assert_eq!(html.matches("<polyline").count(), 3);
+        assert_eq!(html.matches("<svg").count(), 2 + 2 * PACED.len());
+        assert_eq!(html.matches("<polyline").count(), 3 + 4 * PACED.len());
         assert_eq!(html.matches("<rect").count(), 2);
         assert_eq!(html.matches("<td>protocol ").count(), 2);
         assert!(html.contains("lockstep &lt;1&gt;"));

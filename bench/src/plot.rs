@@ -97,7 +97,8 @@ fn steps(low: f64, high: f64) -> Vec<f64> {
     }
 }
 
-/// Lines over `labels`, the values on a logarithmic scale. At least one line with one value.
+/// Lines over `labels`, the values on a logarithmic scale. At least one line with one value; an
+/// empty label leaves its place unnamed.
 pub fn lines(title: &str, labels: &[&str], lines: &[Line]) -> String {
     let values = || lines.iter().flat_map(|line| line.values.iter().copied());
     let low = values().fold(f64::MAX, f64::min).max(0.01);

@@ -77,6 +77,10 @@ impl Node {
                 let dry = flag(&request.options, "dry-run");
                 done(self.adjust(&request.target, dry).await)
             }
+            "disk-options" => {
+                let target = Target::parse(&request.target)?;
+                done(self.disk_options(&target, &request.options).await)
+            }
             verb => {
                 let target = Target::parse(&request.target)?;
                 let order = order(verb, &target, &request.options)?;
@@ -241,6 +245,21 @@ impl Node {
         ))
     }
 
+    /// Sets options of disks until the next `adjust`.
+    async fn disk_options(
+        &self,
+        target: &Target,
+        options: &Map<String, Value>,
+    ) -> Result<Value, ErrorReply> {
+        for (_, status, _) in self.chosen(target)? {
+            let mut plan = status.plan();
+            plan.set_resync(target, options)?;
+            let resource = Target::Resource(plan.name().to_owned());
+            self.give(&resource, &Order::Adjust(Box::new(plan))).await?;
+        }
+        Ok(Value::Null)
+    }
+
     /// What was done for a resource, and what of it cannot be done while it runs.
     async fn adjust_one(
         &self,
@@ -400,7 +419,14 @@ fn differences(old: &Plan, new: &Plan) -> Vec<&'static str> {
     let (a, b) = (&old.serve, &new.serve);
     let parts = [
         (old.disks != new.disks, "disks"),
-        (a.volumes != b.volumes, "volumes or devices"),
+        (
+            a.with_options_of(b).volumes != b.volumes,
+            "volumes or devices",
+        ),
+        (
+            a.with_options_of(b).volumes != a.volumes,
+            "speed of a resync",
+        ),
         (
             (&a.address, &a.peer_address) != (&b.address, &b.peer_address),
             "addresses",
@@ -479,7 +505,8 @@ mod tests {
     #[test]
     fn every_difference_has_a_name_and_some_are_followed() {
         let old = plan("r0", FrontEnd::Ublk { minor: 1 });
-        let online: [fn(&mut Plan); 7] = [
+        let online: [fn(&mut Plan); 8] = [
+            |p| p.serve.volumes[0].resync.fill_target += 1,
             |p| p.auto = true,
             |p| p.serve.shared_secret.push('x'),
             |p| p.serve.ping_interval += 1,

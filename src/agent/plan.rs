@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use super::protocol::ServeConfig;
+use serde_json::{Map, Value};
+
+use super::protocol::{ErrorKind, ErrorReply, ServeConfig, Target};
 
 /// One resource as this node runs it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +40,46 @@ impl Plan {
             ..old.clone()
         };
         *self == with_options
+    }
+
+    /// Sets options of [`ResyncOptions`](super::protocol::ResyncOptions) for the volumes meant.
+    pub fn set_resync(
+        &mut self,
+        target: &Target,
+        options: &Map<String, Value>,
+    ) -> Result<(), ErrorReply> {
+        let only = match target {
+            Target::Volume(_, volume) => Some(*volume),
+            _ => None,
+        };
+        let name = self.name().to_owned();
+        let mut meant = 0;
+        for entry in &mut self.serve.volumes {
+            if only.is_some_and(|volume| volume != entry.volume) {
+                continue;
+            }
+            meant += 1;
+            for (option, value) in options {
+                let known = value
+                    .as_u64()
+                    .is_some_and(|value| entry.resync.set(option, value));
+                if !known {
+                    return Err(ErrorReply::new(
+                        ErrorKind::Usage,
+                        format!("the agent cannot set `{option}`"),
+                        "command line and agent may be of different versions: restart the agent",
+                    ));
+                }
+            }
+        }
+        if meant > 0 {
+            return Ok(());
+        }
+        Err(ErrorReply::new(
+            ErrorKind::Usage,
+            format!("{name} has no such volume"),
+            format!("`lockstep dump {name}` shows its volumes"),
+        ))
     }
 
     pub fn disk(&self, volume: u16) -> Option<&DiskPlan> {
@@ -78,6 +120,7 @@ pub mod tests {
                     volume: 0,
                     front,
                     internal_meta: true,
+                    resync: Default::default(),
                     cookie: 0,
                 }],
             },

@@ -3,7 +3,11 @@
 //! Both are newline-delimited JSON over Unix stream sockets, one request and one or more replies
 //! per line. File descriptors travel beside a line (SCM_RIGHTS).
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
+
+use crate::engine::pace::Limits;
 
 /// A request of the command line to the agent (`RUN_DIR/control.sock`).
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -192,6 +196,11 @@ impl ServeConfig {
             timeout: other.timeout,
             ko_count: other.ko_count,
             connect_interval: other.connect_interval,
+            volumes: self
+                .volumes
+                .iter()
+                .map(|v| v.with_options_of(other))
+                .collect(),
             ..self.clone()
         }
     }
@@ -204,11 +213,90 @@ pub struct ServeVolume {
     pub front: FrontEnd,
     /// Metadata inside the data device, or on a device of its own.
     pub internal_meta: bool,
+    #[serde(default)]
+    pub resync: ResyncOptions,
     /// What the driver keeps with the block device of this volume, so that the agent's record of
     /// it is never taken for another's. A device with the volume's minor and this cookie whose
     /// server died is recovered; one with another cookie is somebody else's.
     #[serde(default)]
     pub cookie: u64,
+}
+
+impl ServeVolume {
+    fn with_options_of(&self, config: &ServeConfig) -> ServeVolume {
+        let same = |other: &&ServeVolume| other.volume == self.volume;
+        ServeVolume {
+            resync: config.volumes.iter().find(same).unwrap_or(self).resync,
+            ..self.clone()
+        }
+    }
+}
+
+/// The options of a volume that say how fast a sync of it from here may go. Bytes, bytes per
+/// second, and milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResyncOptions {
+    /// Of this and `max_rate` the lower counts.
+    pub rate: Option<u64>,
+    /// 0 = no limit.
+    pub max_rate: Option<u64>,
+    pub min_rate: Option<u64>,
+    pub plan_ahead: u64,
+    pub delay_target: u64,
+    pub fill_target: u64,
+}
+
+impl Default for ResyncOptions {
+    fn default() -> ResyncOptions {
+        let limits = Limits::default();
+        ResyncOptions {
+            rate: limits.cap,
+            max_rate: None,
+            min_rate: limits.floor,
+            plan_ahead: limits.plan_ahead.as_millis() as u64,
+            delay_target: limits.delay_target.as_millis() as u64,
+            fill_target: limits.fill_target,
+        }
+    }
+}
+
+impl ResyncOptions {
+    /// Names of the options in the configuration, all in `disk`.
+    pub const NAMES: [&str; 6] = [
+        "resync-rate",
+        "c-max-rate",
+        "c-min-rate",
+        "c-plan-ahead",
+        "c-delay-target",
+        "c-fill-target",
+    ];
+
+    /// Sets an option by its name; false if it is none of [`ResyncOptions::NAMES`].
+    pub fn set(&mut self, name: &str, value: u64) -> bool {
+        match name {
+            "resync-rate" => self.rate = Some(value),
+            "c-max-rate" => self.max_rate = Some(value),
+            "c-min-rate" => self.min_rate = Some(value),
+            "c-plan-ahead" => self.plan_ahead = value,
+            "c-delay-target" => self.delay_target = value,
+            "c-fill-target" => self.fill_target = value,
+            _ => return false,
+        }
+        true
+    }
+}
+
+impl From<ResyncOptions> for Limits {
+    fn from(options: ResyncOptions) -> Limits {
+        let max_rate = options.max_rate.filter(|rate| *rate > 0);
+        Limits {
+            cap: options.rate.into_iter().chain(max_rate).min(),
+            floor: options.min_rate,
+            plan_ahead: Duration::from_millis(options.plan_ahead),
+            delay_target: Duration::from_millis(options.delay_target),
+            fill_target: options.fill_target,
+        }
+    }
 }
 
 /// How applications reach a volume.

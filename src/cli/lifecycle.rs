@@ -2,7 +2,10 @@
 //! agent, idempotent, and returns when it is carried out.
 
 use clap::{Args, Subcommand};
-use serde_json::Map;
+use serde_json::{Map, Value};
+
+use crate::agent::protocol::ResyncOptions;
+use crate::config::disk_number;
 
 use super::client::{ask, flags};
 use super::{Global, Outcome, text};
@@ -45,6 +48,13 @@ pub enum Verb {
     Secondary(Target),
     /// Declare the local data bad: full sync from the peer
     Invalidate(Target),
+    /// Change how fast a resync may go, until the next `adjust`
+    DiskOptions {
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        options: ResyncArguments,
+    },
     /// Take in the changed configuration as far as that works while running
     Adjust {
         /// Resource, or all
@@ -54,6 +64,47 @@ pub enum Verb {
         #[arg(long)]
         dry_run: bool,
     },
+}
+
+/// Options of `disk` in the configuration, with the units that they have there.
+#[derive(Args, Debug)]
+#[group(required = true, multiple = true)]
+pub struct ResyncArguments {
+    /// Hard cap per second; without a unit in KiB
+    #[arg(long, value_parser = |text: &str| disk_number("resync-rate", text))]
+    resync_rate: Option<u64>,
+    /// Another cap; the lower counts, 0 = none
+    #[arg(long, value_parser = |text: &str| disk_number("c-max-rate", text))]
+    c_max_rate: Option<u64>,
+    /// Goes on beside a busy application; without a unit in KiB per second
+    #[arg(long, value_parser = |text: &str| disk_number("c-min-rate", text))]
+    c_min_rate: Option<u64>,
+    /// How long a measurement counts; without a unit in 0.1 s, 0 = no regard for the application
+    #[arg(long, value_parser = |text: &str| disk_number("c-plan-ahead", text))]
+    c_plan_ahead: Option<u64>,
+    /// Queue that may be built while the application is idle; without a unit in 0.1 s
+    #[arg(long, value_parser = |text: &str| disk_number("c-delay-target", text))]
+    c_delay_target: Option<u64>,
+    /// In flight while the application is idle; without a unit in sectors, 0 = by the delay
+    #[arg(long, value_parser = |text: &str| disk_number("c-fill-target", text))]
+    c_fill_target: Option<u64>,
+}
+
+impl ResyncArguments {
+    fn given(&self) -> Map<String, Value> {
+        let values = [
+            self.resync_rate,
+            self.c_max_rate,
+            self.c_min_rate,
+            self.c_plan_ahead,
+            self.c_delay_target,
+            self.c_fill_target,
+        ];
+        let named = ResyncOptions::NAMES.into_iter().zip(values);
+        named
+            .filter_map(|(name, value)| Some((name.to_owned(), Value::from(value?))))
+            .collect()
+    }
 }
 
 /// What a verb is about.
@@ -83,6 +134,7 @@ pub fn run(global: &Global, verb: Verb) -> Outcome {
         Verb::Primary { target, force } => ("primary", target, flags(&[("force", force)])),
         Verb::Secondary(target) => ("secondary", target, Map::new()),
         Verb::Invalidate(target) => ("invalidate", target, Map::new()),
+        Verb::DiskOptions { target, options } => ("disk-options", target, options.given()),
         Verb::Adjust { target, dry_run } => return adjust(global, &target, dry_run),
     };
     ask(global, name, &target.target, options).map(|_| ())
@@ -126,6 +178,32 @@ mod tests {
                 }
                 other => panic!("{other:?}"),
             }
+        }
+    }
+
+    #[test]
+    fn rates_are_given_as_in_the_configuration() {
+        match parse(&[
+            "disk-options",
+            "r0/1",
+            "--resync-rate=50M",
+            "--c-plan-ahead",
+            "0",
+        ]) {
+            Verb::DiskOptions { target, options } => {
+                assert_eq!(target.target, "r0/1");
+                let given = options.given();
+                assert_eq!(given["resync-rate"], 50 << 20);
+                assert_eq!((&given["c-plan-ahead"], given.len()), (&Value::from(0), 2));
+            }
+            other => panic!("{other:?}"),
+        }
+        for bad in [
+            &["disk-options", "r0"][..],
+            &["disk-options", "r0", "--resync-rate=x"],
+        ] {
+            let line = ["lockstep"].iter().chain(bad);
+            assert!(Cli::try_parse_from(line).is_err(), "{bad:?}");
         }
     }
 

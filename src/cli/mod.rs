@@ -107,7 +107,6 @@ const LATER: &[&str] = &[
     "cluster",
     "config",
     "devices",
-    "disk-options",
     "doctor",
     "export-md",
     "get-gi",

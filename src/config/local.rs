@@ -5,10 +5,10 @@ use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use crate::agent::protocol::{ServeConfig, ServeVolume};
+use crate::agent::protocol::{ResyncOptions, ServeConfig, ServeVolume};
 
 use super::diagnostic::{Diagnostic, DiagnosticKind};
-use super::model::{Config, Host, MetaDisk, Resource, Volume};
+use super::model::{Config, DiskOptions, Host, MetaDisk, Resource, Volume};
 
 /// A key file is a line of text.
 const MAX_KEY_FILE: u64 = 4096;
@@ -171,6 +171,19 @@ fn serve_volume(volume: &Volume) -> ServeVolume {
         volume: volume.number,
         front: volume.front.value.clone(),
         internal_meta: volume.meta.value == MetaDisk::Internal,
+        resync: resync_options(&volume.options),
         cookie: 0,
+    }
+}
+
+fn resync_options(options: &DiskOptions) -> ResyncOptions {
+    let millis = |time: std::time::Duration| time.as_millis() as u64;
+    ResyncOptions {
+        rate: options.resync_rate,
+        max_rate: options.max_rate,
+        min_rate: options.min_rate,
+        plan_ahead: millis(options.plan_ahead),
+        delay_target: millis(options.delay_target),
+        fill_target: options.fill_target,
     }
 }

@@ -49,6 +49,7 @@ pub use model::{
     Cluster, Config, DataPath, DiskOptions, Host, MetaDisk, NetOptions, Protocol, Resource,
     Spanned, StartPolicy, Volume,
 };
+pub use options::disk_number;
 pub use place::{MAX_MINOR, MAX_SOCKET_PATH};
 pub use read::MAX_NODE_ID;
 pub use source::{Location, Span};

@@ -309,6 +309,25 @@ pub fn parse_number(text: &str, unit: Unit) -> Result<u64, NumberFault> {
     number.checked_mul(factor).ok_or(NumberFault::Overflow)
 }
 
+/// A number for an option of `disk`, as it would be read from a file; the message says what is
+/// wrong with it.
+pub fn disk_number(name: &str, text: &str) -> Result<u64, String> {
+    let number = schema::find(Section::Disk, name).and_then(|found| match found.spec.kind {
+        Kind::Number { unit, min, max, .. } => Some((unit, min, max)),
+        _ => None,
+    });
+    let (unit, min, max) = number.ok_or_else(|| format!("`{name}` takes no number"))?;
+    match parse_number(text, unit) {
+        Ok(value) if (min * unit.factor()..=max * unit.factor()).contains(&value) => Ok(value),
+        Ok(_) | Err(NumberFault::Overflow) => Err(format!(
+            "`{}` is not from {min} to {max}{}",
+            shown(text),
+            unit.name()
+        )),
+        Err(NumberFault::Form) => Err(format!("`{}` is no number", shown(text))),
+    }
+}
+
 /// A type that a field of the model can have.
 pub trait Field: Sized {
     /// From what was written or the default. Values have been checked against the schema, a test
@@ -338,6 +357,16 @@ impl Field for u64 {
 
     fn write(&self) -> Option<Value> {
         Some(Value::Number(*self))
+    }
+}
+
+impl Field for Option<u64> {
+    fn read(value: Option<&Value>) -> Option<u64> {
+        value.map(|value| u64::read(Some(value)))
+    }
+
+    fn write(&self) -> Option<Value> {
+        self.map(Value::Number)
     }
 }
 
@@ -507,6 +536,19 @@ option_struct! {
     DiskOptions in Section::Disk;
     /// Extents of 4 MiB that may be written without a metadata write.
     al_extents: u32 = "al-extents",
+    /// Bytes per second that a sync from here may take; the lower of the two counts.
+    resync_rate: Option<u64> = "resync-rate",
+    /// As `resync_rate`; 0 = no limit.
+    max_rate: Option<u64> = "c-max-rate",
+    /// Bytes per second that a sync goes on with beside a busy application; unset = 10 MiB/s, but
+    /// at most a quarter of what disk and link give.
+    min_rate: Option<u64> = "c-min-rate",
+    /// How long a measurement of disk and link counts; 0 = no regard for the application.
+    plan_ahead: Duration = "c-plan-ahead",
+    /// Queue that a sync may build while the application is idle.
+    delay_target: Duration = "c-delay-target",
+    /// Bytes in flight while the application is idle; 0 = by `delay_target`.
+    fill_target: u64 = "c-fill-target",
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::agent::protocol::FrontEnd;
+use crate::engine::pace::Limits;
 
 use super::*;
 
@@ -82,6 +83,50 @@ fn a_pair_has_what_the_agent_needs() {
     let volume = local.volume(0).unwrap();
     assert_eq!(volume.disk.value, Path::new("/dev/vg0/r0"));
     assert!(local.volume(1).is_none());
+}
+
+#[test]
+fn every_written_cap_of_a_resync_counts_and_none_is_none() {
+    let limits = |body: &str| {
+        let config = parse(&pair("", body));
+        let local = config.resources[0].for_node("alpha").unwrap();
+        Limits::from(local.serve_config(String::new()).volumes[0].resync)
+    };
+    assert_eq!(limits(""), Limits::default());
+    let all = limits(
+        "disk { resync-rate 50M; c-max-rate 100M; c-min-rate 2M; c-plan-ahead 0;
+         c-delay-target 500ms; c-fill-target 1M; }",
+    );
+    let expected = Limits {
+        cap: Some(50 << 20),
+        floor: Some(2 << 20),
+        plan_ahead: Duration::ZERO,
+        delay_target: Duration::from_millis(500),
+        fill_target: 1 << 20,
+    };
+    assert_eq!(all, expected);
+    assert_eq!(limits("syncer { rate 10M; }").cap, Some(10 << 20));
+    assert_eq!(
+        limits("disk { resync-rate 9M; c-max-rate 8M; }").cap,
+        Some(8 << 20)
+    );
+    let unlimited = limits("disk { c-max-rate 0; c-min-rate 0; }");
+    assert_eq!((unlimited.cap, unlimited.floor), (None, Some(0)));
+}
+
+#[test]
+fn an_option_on_the_command_line_is_read_as_in_the_file() {
+    assert_eq!(disk_number("resync-rate", "50M"), Ok(50 << 20));
+    assert_eq!(disk_number("c-max-rate", "100"), Ok(100 << 10));
+    assert_eq!(disk_number("c-plan-ahead", "20"), Ok(2000));
+    for (name, text) in [
+        ("resync-rate", "0"),
+        ("resync-rate", "fast"),
+        ("c-delay-target", "1h"),
+    ] {
+        let error = disk_number(name, text).unwrap_err();
+        assert!(error.contains(text), "{error}");
+    }
 }
 
 #[test]
@@ -205,14 +250,14 @@ fn a_host_has_all_its_names() {
 fn what_is_not_supported_is_refused_by_name() {
     for (body, what) in [
         ("net { verify-alg crc32c; }", "`verify-alg`"),
-        ("syncer { rate 50M; }", "`rate`"),
+        ("syncer { after r1; }", "`after`"),
         ("net { transport rdma; }", "`transport rdma`"),
         ("net { data-path zero-copy; }", "`data-path zero-copy`"),
         ("net { allow-two-primaries; }", "`allow-two-primaries yes`"),
         ("disk { on-io-error pass_on; }", "`on-io-error pass_on`"),
         ("disk { no-disk-flushes; }", "`disk-flushes no`"),
         ("disk { md-flushes no; }", "`md-flushes no`"),
-        ("disk { c-max-rate 100M; }", "`c-max-rate`"),
+        ("disk { disk-timeout 10; }", "`disk-timeout`"),
         ("options { quorum majority; }", "`quorum majority`"),
         ("handlers { split-brain \"x\"; }", "`split-brain`"),
         ("failover { vip 10.0.0.100/24 dev eth0; }", "`vip`"),

@@ -1,8 +1,10 @@
 //! What the engine must know about its resource. The agent makes it from the configuration file.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::ids::{NodeId, VolumeId};
+use super::pace::Limits;
 
 /// When a write counts (the table of completion promises is in the README).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -63,6 +65,8 @@ pub struct Config {
     pub node: NodeId,
     pub peer: NodeId,
     pub volumes: Vec<VolumeId>,
+    /// How fast a sync from here may go; volumes that are not named have the defaults.
+    pub limits: BTreeMap<VolumeId, Limits>,
     pub protocol: Protocol,
     pub timeouts: Timeouts,
     pub vote: VoteMode,

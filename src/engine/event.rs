@@ -5,6 +5,7 @@ use super::ids::{
     Buffer, CommandId, Generation, IoId, LinkId, NodeId, RequestId, Span, Term, VolumeId,
 };
 use super::message::Envelope;
+use super::pace::Limits;
 use super::persist::VolumeImage;
 use super::reason::LinkLoss;
 
@@ -99,6 +100,11 @@ pub enum Command {
     },
     /// Other liveness limits, from now on.
     Timeouts(Timeouts),
+    /// How fast a sync from here may go; a running one goes on with it.
+    Limits {
+        volume: VolumeId,
+        limits: Limits,
+    },
     /// Clean end: flush, demote, leave; the engine accepts nothing afterwards.
     Shutdown,
 }

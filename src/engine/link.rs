@@ -20,6 +20,7 @@ use super::bitmap::PAGE_WORDS;
 use super::handshake::{Extent, Misfit, Side, Verdict, decide};
 use super::ids::{Buffer, CommandId, Generation, LinkId, NodeId, Session, Term, Time};
 use super::message::{BitmapChunk, Envelope, Message, NodeState, VolumeState};
+use super::pace::Pace;
 use super::persist::BITMAP_PAGE_BYTES;
 use super::reason::{LinkLoss, Refusal};
 use super::resource::{Engine, broken};
@@ -928,6 +929,7 @@ impl Engine {
     }
 
     fn start_volume(&mut self, index: usize, verdict: Verdict, peer_disk: DiskState) {
+        let now = self.now;
         match verdict {
             Verdict::NoSync => self.start_without_sync(index, peer_disk),
             Verdict::Source(extent) => {
@@ -936,7 +938,7 @@ impl Engine {
                     v.bitmap.set_all(extent == Extent::Compare);
                 }
                 let total = (v.bitmap.count() * super::bitmap::BIT_BYTES).min(v.size);
-                v.sync = Some(Sync::new(total));
+                v.sync = Some(Sync::new(total, Pace::new(v.limits, now)));
                 v.change(|superblock| superblock.outdated = false);
                 v.peer_current = false;
                 self.set_disk(index, DiskState::UpToDate);
@@ -1088,6 +1090,7 @@ impl Engine {
             self.handshake_deadline(),
             self.ko_deadline(),
             self.flush_deadline(),
+            self.pace_deadline(),
         ]
         .into_iter()
         .flatten()

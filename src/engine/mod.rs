@@ -17,6 +17,7 @@ mod handshake;
 mod ids;
 mod link;
 mod message;
+pub mod pace;
 mod persist;
 mod picture;
 mod reason;

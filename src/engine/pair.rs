@@ -87,6 +87,7 @@ fn config(node: u8, protocol: Protocol) -> Config {
         node: NodeId(node),
         peer: NodeId(1 - node),
         volumes: vec![VolumeId(0)],
+        limits: Default::default(),
         protocol,
         timeouts: Timeouts::default(),
         vote: VoteMode::Operator,

@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use super::action::Action;
 use super::ids::{Buffer, Generation, LinkId, Span, Time};
 use super::message::{AckKind, Message, SyncResult, WriteKind};
+use super::pace;
 use super::resource::{Engine, Pending, Quiesce, broken};
 use super::status::{DiskState, ReplicationState, Role};
 use super::volume::OwnDisk;
@@ -268,6 +269,9 @@ impl Engine {
         let number = self.replica.next_item;
         self.replica.next_item += 1;
         self.replica.open.insert(number);
+        if let Work::Write { .. } = item.work {
+            self.load.begin(self.now, pace::Work::PeerWrite(number));
+        }
         self.replica.queue.push_back(Queued::Item(number, item));
         self.progress = true;
     }
@@ -419,6 +423,7 @@ impl Engine {
 
     fn end_item(&mut self, number: u64, item: Item, failed: Option<i32>, hash: Option<[u8; 32]>) {
         self.replica.open.remove(&number);
+        self.load.end(self.now, pace::Work::PeerWrite(number));
         if let Some(buffer) = item.buffer {
             self.out.push(Action::Release { buffer });
         }
@@ -639,6 +644,7 @@ impl Engine {
     // ---- reads for the peer ----
 
     pub(super) fn on_peer_read(&mut self, link: LinkId, id: u64, volume: usize, span: Span) {
+        self.load.begin(self.now, pace::Work::PeerRead(id));
         let after = self.replica.next_item - 1;
         self.replica.waiting_reads.push_back(PeerRead {
             link,
@@ -661,6 +667,7 @@ impl Engine {
             } = read;
             if self.replicating() != Some(link) {
                 self.replica.waiting_reads.pop_front();
+                self.load.end(self.now, pace::Work::PeerRead(id));
                 continue;
             }
             if !self.replica.ended_up_to(after) {
@@ -670,6 +677,7 @@ impl Engine {
                 && span.len <= self.config.resync_chunk;
             if !readable {
                 self.replica.waiting_reads.pop_front();
+                self.load.end(self.now, pace::Work::PeerRead(id));
                 self.send(Message::ReadReply { id, ok: false }, None);
                 continue;
             }
@@ -703,6 +711,7 @@ impl Engine {
         (len, buffer): (u32, u32),
         failed: Option<i32>,
     ) {
+        self.load.end(self.now, pace::Work::PeerRead(id));
         if self.replicating() == Some(link) {
             let payload = failed.is_none().then_some((Buffer::Resync(buffer), len));
             self.send(

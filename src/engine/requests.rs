@@ -11,6 +11,7 @@ use super::config::Protocol;
 use super::event::{Op, Request};
 use super::ids::{Buffer, RequestId, Span, Time};
 use super::message::{AckKind, Message, WriteKind};
+use super::pace::Work;
 use super::reason::IoFailure;
 use super::resource::{Engine, Pending, broken};
 use super::status::{DiskState, Role};
@@ -88,6 +89,7 @@ impl Engine {
         if self.role != Role::Primary || !self.serving {
             return self.complete(request.id, Err(IoFailure::NotPrimary));
         }
+        self.load.begin(self.now, Work::Request(request.id));
         if self.holds(volume) {
             return self.hold(request);
         }
@@ -135,6 +137,7 @@ impl Engine {
     }
 
     pub(super) fn complete(&mut self, request: RequestId, result: Result<(), IoFailure>) {
+        self.load.end(self.now, Work::Request(request));
         self.out.push(Action::Complete { request, result });
     }
 

@@ -11,6 +11,7 @@ use super::config::Config;
 use super::event::{Command, Event, IoOutcome, Request};
 use super::ids::{CommandId, Generation, IoId, LinkId, Term, Time, VolumeId};
 use super::link::Link;
+use super::pace::Load;
 use super::persist::SlotChange;
 use super::reason::{LinkLoss, Refusal};
 use super::replica::Replica;
@@ -138,6 +139,8 @@ pub struct Engine {
     pub(super) track_exact: bool,
     pub(super) serving: bool,
     pub(super) sync_buffers: Vec<u32>,
+    /// What the application does, for the pace of a sync.
+    pub(super) load: Load,
     /// Something may have changed for writes that wait for completion.
     pub(super) recheck: bool,
     /// Settling must go around once more.
@@ -152,7 +155,10 @@ impl Engine {
         let volumes = config
             .volumes
             .iter()
-            .map(|id| Volume::new(*id, config.node))
+            .map(|id| {
+                let limits = config.limits.get(id).copied().unwrap_or_default();
+                Volume::new(*id, config.node, limits)
+            })
             .collect();
         Engine {
             now: Time(0),
@@ -182,6 +188,7 @@ impl Engine {
             track_exact: true,
             serving: false,
             sync_buffers: (0..config.resync_buffers).rev().collect(),
+            load: Load::default(),
             recheck: false,
             progress: false,
             shut_down: false,
@@ -261,6 +268,7 @@ impl Engine {
                 self.config.timeouts = timeouts;
                 self.done(id);
             }
+            Command::Limits { volume, limits } => self.on_limits(id, volume, limits),
             Command::Shutdown => self.on_shutdown(id),
         }
     }

@@ -8,8 +8,11 @@
 use std::collections::BTreeMap;
 
 use super::action::{Action, Notice};
-use super::ids::{Buffer, Span};
+use super::bitmap::Bitmap;
+use super::ids::{Buffer, CommandId, Span, Time, VolumeId};
 use super::message::{Message, SyncResult, WriteKind};
+use super::pace::{Admit, Claim, Limits, Pace};
+use super::reason::Refusal;
 use super::resource::{Engine, Pending, broken};
 use super::status::{DiskState, ReplicationState};
 
@@ -29,6 +32,7 @@ struct Block {
     span: Span,
     compare: bool,
     stage: Stage,
+    claim: Claim,
 }
 
 /// A running sync of one volume, source side.
@@ -41,6 +45,9 @@ pub(super) struct Sync {
     copied: u64,
     compared: u64,
     total: u64,
+    pace: Pace,
+    /// When the pace lets the next block go.
+    wake: Option<Time>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +59,7 @@ enum Finish {
 }
 
 impl Sync {
-    pub(super) fn new(total: u64) -> Sync {
+    pub(super) fn new(total: u64, pace: Pace) -> Sync {
         Sync {
             cursor: 0,
             blocks: BTreeMap::new(),
@@ -60,6 +67,8 @@ impl Sync {
             copied: 0,
             compared: 0,
             total,
+            pace,
+            wake: None,
         }
     }
 
@@ -73,6 +82,17 @@ impl Sync {
         self.blocks
             .values()
             .any(|block| reading(block) && block.span.overlaps(span))
+    }
+
+    /// The next dirty range that is not claimed, at most `max` bytes, and whether to compare it.
+    fn next_block(&self, bitmap: &Bitmap, max: u32, device_end: u64) -> Option<(Span, bool)> {
+        let mut from = self.cursor;
+        loop {
+            match bitmap.next_run(from, max, device_end) {
+                Some((span, _)) if self.claims(span) => from = span.end(),
+                other => return other,
+            }
+        }
     }
 
     fn claims(&self, span: Span) -> bool {
@@ -116,35 +136,63 @@ impl Engine {
     }
 
     fn claim_more(&mut self, volume: usize) {
-        let chunk = self.config.resync_chunk;
         let limit = self.config.resync_buffers as usize;
         loop {
-            let v = &self.volumes[volume];
-            let open = |sync: &&Sync| sync.finish == Finish::NotYet && sync.blocks.len() < limit;
-            let Some(sync) = v.sync.as_ref().filter(open) else {
+            let now = self.now;
+            let v = &mut self.volumes[volume];
+            let open = |sync: &&mut Sync| sync.finish == Finish::NotYet;
+            let Some(sync) = v.sync.as_mut().filter(open) else {
                 return;
             };
-            let mut from = sync.cursor;
-            let found = loop {
-                match v.bitmap.next_run(from, chunk, v.size) {
-                    Some((span, _)) if sync.claims(span) => from = span.end(),
-                    other => break other,
-                }
+            sync.wake = None;
+            if sync.blocks.len() >= limit {
+                return;
+            }
+            let Some((span, compare)) =
+                sync.next_block(&v.bitmap, self.config.resync_chunk, v.size)
+            else {
+                return;
             };
-            let Some((span, compare)) = found else { return };
-            let id = self.next_key;
-            self.next_key += 1;
+            let longest = match sync.pace.admit(now, &self.load) {
+                Admit::Now(bytes) => bytes,
+                Admit::At(at) => {
+                    sync.wake = Some(at);
+                    return;
+                }
+                Admit::Later => return,
+            };
+            let span = Span::new(span.start, span.len.min(longest));
             let block = Block {
                 span,
                 compare,
                 stage: Stage::Claimed,
+                claim: sync.pace.claim(now, &self.load, u64::from(span.len)),
             };
-            if let Some(sync) = self.volumes[volume].sync.as_mut() {
-                sync.cursor = span.end();
-                sync.blocks.insert(id, block);
-            }
+            let id = self.next_key;
+            self.next_key += 1;
+            sync.cursor = span.end();
+            sync.blocks.insert(id, block);
             self.start_block(volume, id);
         }
+    }
+
+    pub(super) fn on_limits(&mut self, command: CommandId, id: VolumeId, limits: Limits) {
+        let Some(volume) = self.index(id) else {
+            return self.refuse(command, Refusal::UnknownVolume { volume: id });
+        };
+        let now = self.now;
+        let v = &mut self.volumes[volume];
+        v.limits = limits;
+        if let Some(sync) = v.sync.as_mut() {
+            sync.pace.set_limits(limits, now);
+        }
+        self.done(command);
+    }
+
+    /// When the pace of some sync lets its next block go.
+    pub(super) fn pace_deadline(&self) -> Option<Time> {
+        let syncs = self.volumes.iter().filter_map(|v| v.sync.as_ref());
+        syncs.filter_map(|sync| sync.wake).min()
     }
 
     fn start_claimed(&mut self, volume: usize) {
@@ -212,8 +260,11 @@ impl Engine {
     }
 
     fn drop_block(&mut self, volume: usize, id: u64) {
-        if let Some(sync) = self.volumes[volume].sync.as_mut() {
-            sync.blocks.remove(&id);
+        let now = self.now;
+        if let Some(sync) = self.volumes[volume].sync.as_mut()
+            && let Some(block) = sync.blocks.remove(&id)
+        {
+            sync.pace.done(now, block.claim);
         }
         self.progress = true;
     }

@@ -6,6 +6,7 @@ use super::action::Shape;
 use super::activity_log::ActivityLog;
 use super::bitmap::Bitmap;
 use super::ids::{CommandId, Generation, NodeId, Time, VolumeId};
+use super::pace::Limits;
 use super::persist::{PeerRecord, Superblock};
 use super::status::{DiskState, ReplicationState};
 use super::sync::Sync;
@@ -163,12 +164,14 @@ pub(super) struct Volume {
     /// In this session the generation of this disk was compared with the peer's.
     pub(super) compared: bool,
     pub(super) sync: Option<Sync>,
+    /// Of a sync from here.
+    pub(super) limits: Limits,
     pub(super) counters: Counters,
 }
 
 impl Volume {
     /// A volume without a disk.
-    pub(super) fn new(id: VolumeId, node: NodeId) -> Volume {
+    pub(super) fn new(id: VolumeId, node: NodeId, limits: Limits) -> Volume {
         Volume {
             id,
             disk: DiskState::Diskless,
@@ -202,6 +205,7 @@ impl Volume {
             closing: None,
             compared: false,
             sync: None,
+            limits,
             counters: Counters::default(),
         }
     }

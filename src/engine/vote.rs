@@ -216,6 +216,7 @@ mod tests {
                 node: NodeId(0),
                 peer: NodeId(1),
                 volumes: vec![VolumeId(0)],
+                limits: Default::default(),
                 protocol: Protocol::C,
                 timeouts: Timeouts::default(),
                 vote: VoteMode::Voter,

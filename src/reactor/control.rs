@@ -244,9 +244,13 @@ impl Shared {
             return Err(another_configuration(&current.resource));
         }
         *self.options.borrow_mut() = LinkOptions::new(&config);
-        let timeouts = timeouts(&config);
-        *self.config.borrow_mut() = Rc::new(config);
-        self.command(Command::Timeouts(timeouts)).await
+        let config = Rc::new(config);
+        *self.config.borrow_mut() = Rc::clone(&config);
+        for entry in &config.volumes {
+            let (volume, limits) = (VolumeId(entry.volume), entry.resync.into());
+            self.command(Command::Limits { volume, limits }).await?;
+        }
+        self.command(Command::Timeouts(timeouts(&config))).await
     }
 
     fn config(&self) -> Rc<ServeConfig> {

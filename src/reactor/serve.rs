@@ -257,6 +257,11 @@ fn engine_config(config: &ServeConfig, boot_id: u64) -> Result<Config, ServeErro
             .iter()
             .map(|entry| VolumeId(entry.volume))
             .collect(),
+        limits: config
+            .volumes
+            .iter()
+            .map(|entry| (VolumeId(entry.volume), entry.resync.into()))
+            .collect(),
         protocol: match config.protocol {
             'A' => Protocol::A,
             'B' => Protocol::B,

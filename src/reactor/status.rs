@@ -314,6 +314,7 @@ pub(super) mod tests {
                 volume: 4,
                 front: FrontEnd::Ublk { minor: 9 },
                 internal_meta: true,
+                resync: Default::default(),
                 cookie: 0,
             }],
         }

@@ -296,6 +296,7 @@ impl World {
             node: NodeId(node as u8),
             peer: NodeId(1 - node as u8),
             volumes: (0..self.plan.volumes).map(|v| VolumeId(v as u16)).collect(),
+            limits: Default::default(),
             protocol: self.options.protocol,
             timeouts: self.plan.timeouts,
             vote: if self.options.voter {
