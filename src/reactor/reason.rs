@@ -404,8 +404,11 @@ mod tests {
 
     #[test]
     fn split_brain_shows_both_histories() {
-        let split = &every_refusal()[15];
-        let text = of_refusal(split, NAMES).reason;
+        let split = every_refusal()
+            .into_iter()
+            .find(|refusal| matches!(refusal, Refusal::SplitBrain { .. }))
+            .expect("one of each");
+        let text = of_refusal(&split, NAMES).reason;
         for part in [
             "volume 3",
             "00000000000000AA",
