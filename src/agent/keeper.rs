@@ -22,6 +22,7 @@ use super::channel::{Channel, MAX_REPLY};
 use super::dirs::{Dirs, remove_if_there};
 use super::disks;
 use super::front::{Fronts, term_of};
+use super::order::Order;
 use super::plan::Plan;
 use super::plane::{self, Plane};
 use super::protocol::{ErrorKind, ErrorReply, Reply, ServeNotice, ServeRequest};
@@ -48,26 +49,6 @@ const CONFIRM_EVERY: Duration = Duration::from_secs(1);
 const RESTART_FIRST: Duration = Duration::from_millis(200);
 const RESTART_LONGEST: Duration = Duration::from_secs(30);
 const STABLE_AFTER: Duration = Duration::from_secs(20);
-
-/// What an operator orders.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Order {
-    Up,
-    Down,
-    Attach(Option<u16>),
-    Detach(Option<u16>),
-    Connect {
-        discard_my_data: bool,
-    },
-    Disconnect,
-    Primary {
-        force: bool,
-    },
-    Secondary,
-    Invalidate(Option<u16>),
-    /// Takes over options that can change while the resource runs.
-    Adjust(Box<Plan>),
-}
 
 /// Where the answer of an order goes.
 pub type Answer = oneshot::Sender<Result<Value, ErrorReply>>;
@@ -266,8 +247,8 @@ impl Keeper {
     fn log(&self, order: &Order, result: &Result<Value, ErrorReply>) {
         let resource = self.name();
         match result {
-            Ok(_) => info!(resource, ?order, "done"),
-            Err(error) => warn!(resource, ?order, reason = error.reason, "not done"),
+            Ok(_) => info!(resource, %order, "done"),
+            Err(error) => warn!(resource, %order, reason = error.reason, "not done"),
         }
     }
 

@@ -13,6 +13,7 @@ pub mod front;
 pub mod hub;
 pub mod keeper;
 pub mod node;
+pub mod order;
 pub mod plan;
 pub mod plane;
 pub mod protocol;

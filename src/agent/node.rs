@@ -11,7 +11,8 @@ use tracing::warn;
 
 use super::events::Event;
 use super::hub::Hub;
-use super::keeper::{Input, Keeper, Order, Site};
+use super::keeper::{Input, Keeper, Site};
+use super::order::Order;
 use super::plan::Plan;
 use super::protocol::{ControlRequest, ErrorKind, ErrorReply, Target};
 use super::status::{Phase, Status};
@@ -170,11 +171,7 @@ impl Node {
         }
         let mut result = Ok(Value::Null);
         for (name, answer) in waiting {
-            let ended = answer.await.unwrap_or_else(|_| Err(lost(&name)));
-            if let Err(error) = &ended {
-                warn!(resource = name, ?order, reason = error.reason);
-            }
-            result = result.and(ended);
+            result = result.and(answer.await.unwrap_or_else(|_| Err(lost(&name))));
         }
         result
     }
@@ -508,7 +505,7 @@ mod tests {
         let online: [fn(&mut Plan); 8] = [
             |p| p.serve.volumes[0].resync.fill_target += 1,
             |p| p.auto = true,
-            |p| p.serve.shared_secret.push('x'),
+            |p| p.serve.shared_secret = "x".to_owned().into(),
             |p| p.serve.ping_interval += 1,
             |p| p.serve.ping_timeout += 1,
             |p| p.serve.timeout += 1,

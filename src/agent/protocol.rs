@@ -159,6 +159,31 @@ impl Target {
     }
 }
 
+/// A secret that no log shows.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SharedSecret(String);
+
+impl From<String> for SharedSecret {
+    fn from(secret: String) -> SharedSecret {
+        SharedSecret(secret)
+    }
+}
+
+impl std::ops::Deref for SharedSecret {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for SharedSecret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
 /// What the agent hands to a data plane when it starts (first line on descriptor 3's socket).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServeConfig {
@@ -172,7 +197,7 @@ pub struct ServeConfig {
     pub address: String,
     pub peer_address: String,
     /// Key of the connection's authentication; empty = unauthenticated.
-    pub shared_secret: String,
+    pub shared_secret: SharedSecret,
     /// Milliseconds.
     pub ping_interval: u64,
     pub ping_timeout: u64,
@@ -395,6 +420,13 @@ pub enum Transition {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_secret_is_sent_but_never_shown() {
+        let secret = SharedSecret::from("hush".to_owned());
+        assert_eq!(serde_json::to_value(&secret).unwrap(), "hush");
+        assert!(!format!("{secret:?}").contains("hush"));
+    }
 
     #[test]
     fn targets() {

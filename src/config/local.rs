@@ -139,7 +139,7 @@ impl LocalResource<'_> {
             protocol: net.protocol.letter(),
             address: self.own.address.value.to_string(),
             peer_address: self.peer.address.value.to_string(),
-            shared_secret: key,
+            shared_secret: key.into(),
             ping_interval: millis(net.ping_interval),
             ping_timeout: millis(net.ping_timeout),
             timeout: millis(net.timeout),

@@ -76,7 +76,7 @@ fn a_pair_has_what_the_agent_needs() {
     assert_eq!(serve.peer_name, "alpha");
     assert_eq!((serve.ping_interval, serve.ping_timeout), (20_000, 250));
     assert_eq!((serve.timeout, serve.connect_interval), (3000, 10_000));
-    assert_eq!(serve.shared_secret, "s");
+    assert_eq!(&*serve.shared_secret, "s");
     assert_eq!(serve.volumes.len(), 1);
     assert_eq!(serve.volumes[0].front, FrontEnd::Ublk { minor: 0 });
     assert!(serve.volumes[0].internal_meta);

@@ -347,7 +347,7 @@ mod tests {
             let mut config = config();
             config.node = node;
             config.peer = 1 - node;
-            config.shared_secret = secret.to_owned();
+            config.shared_secret = secret.to_owned().into();
             let (orders, inbox) = orders(waker().unwrap());
             let failure: Failure = Rc::default();
             let (wish, watched) = watch::channel(LinkWish {

@@ -1,7 +1,7 @@
 //! Refusals and link losses in words: what is the case, and what to do next.
 
 use crate::agent::protocol::ErrorReply;
-use crate::engine::{Generation, LinkLoss, Refusal};
+use crate::engine::{ConnectionState, Generation, LinkLoss, Notice, Refusal};
 
 /// Whom the texts speak about.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +29,45 @@ impl From<Reason> for ErrorReply {
             help: reason.help,
             exit: reason.exit,
         }
+    }
+}
+
+/// Something that has happened, for the log.
+pub fn of_notice(notice: &Notice, names: Names<'_>) -> String {
+    let peer = names.peer;
+    match notice {
+        Notice::Role { from, to } => format!("role {from} -> {to}"),
+        Notice::PeerRole { to } => format!("{peer}: role {to}"),
+        Notice::Disk { volume, from, to } => format!("volume {volume}: disk {from} -> {to}"),
+        Notice::PeerDisk { volume, to } => format!("volume {volume}: disk of {peer} {to}"),
+        Notice::DiskError { volume, errno } => {
+            let error = std::io::Error::from_raw_os_error(*errno);
+            format!("volume {volume}: the disk failed and is detached: {error}")
+        }
+        Notice::Connection { to, reason, loss } => {
+            let why = match (reason, loss) {
+                (Some(refusal), _) => Some(of_refusal(refusal, names).reason),
+                (None, Some(loss)) => Some(of_loss(loss, names)),
+                (None, None) => None,
+            };
+            match why.filter(|_| *to != ConnectionState::Connected) {
+                Some(why) => format!("connection {to}: {why}"),
+                None => format!("connection {to}"),
+            }
+        }
+        Notice::Replication { volume, to } => format!("volume {volume}: replication {to}"),
+        Notice::SyncDone {
+            volume,
+            copied,
+            compared,
+        } => {
+            let [copied, compared] = [copied, compared].map(|bytes| bytes / 1024);
+            format!("volume {volume}: in sync; {copied} KiB copied, {compared} KiB found equal")
+        }
+        Notice::NewGeneration { volume, generation } => {
+            format!("volume {volume}: new generation {generation}")
+        }
+        Notice::SplitBrain { volume } => format!("volume {volume}: split brain"),
     }
 }
 
@@ -129,10 +168,14 @@ fn of_data_refusal(refusal: &Refusal, names: Names<'_>) -> Option<Reason> {
     let Names { resource, peer } = names;
     Some(match refusal {
         Refusal::DiskInconsistent { volume } => refused(
-            format!("the disk of volume {volume} is Inconsistent: a sync onto it is unfinished"),
             format!(
-                "connect {peer} and let the sync end (`lockstep wait-sync {resource}`); to use \
-                 this copy as it is, `lockstep primary --force {resource}`"
+                "the disk of volume {volume} is Inconsistent: it was never synced, or a sync onto \
+                 it is unfinished"
+            ),
+            format!(
+                "a new pair: `lockstep primary --force {resource}`, once, on the node whose data \
+                 is the first; otherwise connect {peer} and let the sync end (`lockstep wait-sync \
+                 {resource}`); --force uses this copy as it is"
             ),
         ),
         Refusal::DiskOutdated { volume } => refused(
@@ -417,6 +460,22 @@ mod tests {
         ] {
             assert!(text.contains(part), "{text}");
         }
+    }
+
+    #[test]
+    fn a_lost_connection_says_why_and_one_that_is_up_does_not() {
+        let notice = |to| Notice::Connection {
+            to,
+            reason: None,
+            loss: Some(LinkLoss::KoCount),
+        };
+        let lost = of_notice(&notice(ConnectionState::Connecting), NAMES);
+        assert!(
+            lost.starts_with("connection Connecting: beta answered pings"),
+            "{lost}"
+        );
+        let up = of_notice(&notice(ConnectionState::Connected), NAMES);
+        assert_eq!(up, "connection Connected");
     }
 
     #[test]

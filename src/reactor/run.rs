@@ -21,7 +21,7 @@ use super::fronts::Fronts;
 use super::links::Links;
 use super::meta::Metas;
 use super::orders::{LinkWish, Order, Orders, Reply, Reports};
-use super::reason::{Names, of_refusal};
+use super::reason::{Names, of_notice, of_refusal};
 use super::recorder::Recorder;
 use super::ring::{Completion, Owner, Ring, Waker};
 use super::status::{Snapshot, VolumeFacts, transition};
@@ -642,10 +642,11 @@ impl Reactor {
             }
             _ => {}
         }
-        tracing::info!(resource = self.config.resource, ?notice, "changed");
+        let what = of_notice(&notice, self.names());
+        tracing::info!(resource = self.config.resource, "{what}");
         self.reports.notice(match transition(&notice) {
             Some(step) => ServeNotice::Transition(step),
-            None => ServeNotice::Happened(format!("{notice:?}")),
+            None => ServeNotice::Happened(what),
         });
     }
 

@@ -302,7 +302,7 @@ pub(super) mod tests {
             protocol: 'C',
             address: "127.0.0.1:7789".to_owned(),
             peer_address: "127.0.0.1:7790".to_owned(),
-            shared_secret: String::new(),
+            shared_secret: Default::default(),
             ping_interval: 10_000,
             ping_timeout: 500,
             timeout: 6_000,
