@@ -347,7 +347,12 @@ mod tests {
         let mut child = Command::new("sleep");
         let mut child = child.arg("60").arg0("serve").spawn().expect("starts");
         fs::write(&mine, child.id().to_string()).expect("writes");
-        let process = Process::of_pid_file(&mine, Path::new("60")).expect("found");
+        // A process that is just being started has no command line for a moment.
+        let process = (0..1000).find_map(|_| {
+            std::thread::sleep(Duration::from_millis(5));
+            Process::of_pid_file(&mine, Path::new("60"))
+        });
+        let process = process.expect("found");
         assert!(process.kill());
         process.ended(GONE);
         assert!(!child.wait().expect("ends").success());
