@@ -585,8 +585,8 @@ impl Engine {
                     .map(|v| v.change_peer(|peer| peer.session_pending = session))
                     .collect();
                 self.drop_questions();
-                // What we describe from now on includes it; it is not a reason to start over.
-                greeting.mine = Some(self.describe(mine.round));
+                // `mine` stays what the peer was told: should it start over, both must find the
+                // same verdicts and session in the same two states.
                 greeting.pending = Some(versions);
                 self.put_greeting(greeting);
                 self.progress = true;

@@ -1186,3 +1186,32 @@ fn a_disk_is_left_only_when_the_peer_holds_what_it_held() {
         );
     }
 }
+
+/// Rule 7: a node that starts over in the middle of a handshake does not lead to two sessions. The
+/// other one has prepared for a session by then of which it has told nobody.
+#[test]
+fn a_handshake_that_starts_over_ends_in_one_session() {
+    let mut started_over = 0;
+    for steps in 0..40 {
+        let mut pair = Pair::synced(Protocol::C);
+        pair.cut();
+        pair.connect();
+        for _ in 0..steps {
+            if let Some((to, data)) = pair.wire.pop_front() {
+                pair.deliver(to, data);
+            }
+        }
+        let meeting = pair.states()[0].ends_with("DUnknown Off");
+        // A write that the peer lacks changes the generation, and with it what was told.
+        let span = Span::new(0, 512);
+        let write = pair.request(0, Op::Write { span, fua: false }, &[9]);
+        let link = pair.link;
+        pair.run();
+        assert_eq!(pair.result(0, write), Some(Ok(())), "after {steps} steps");
+        assert_eq!(pair.link, link, "the session holds, after {steps} steps");
+        let moved = |n: &Notice| matches!(n, Notice::NewGeneration { .. });
+        let moves = pair.nodes[0].notices.iter().filter(|n| moved(n)).count();
+        started_over += usize::from(meeting && moves > 1);
+    }
+    assert!(started_over > 0);
+}
