@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::action::{Action, Notice};
 use super::activity_log::{ActivityLog, LastWrite};
 use super::bitmap::{BIT_BYTES, Bitmap};
-use super::ids::{CommandId, Generation, Span, Time, VolumeId};
+use super::ids::{CommandId, Generation, LinkId, Span, Time, VolumeId};
 use super::message::Message;
 use super::persist::{MetaOp, SlotChange, VolumeImage};
 use super::reason::{LinkLoss, Refusal};
@@ -17,6 +17,27 @@ use super::volume::{Closing, ClosingStep, LocalWrites, OwnDisk};
 const PAGES_PER_WRITE: usize = 64;
 /// How long an orderly detach may take before the disk is closed as it is.
 const CLOSE: Duration = Duration::from_secs(5);
+
+/// A generation of a primary without a disk that is to be stored here. Under it this copy alone
+/// counts, so it takes its place in the order of the writes: what the primary's disk had when it
+/// was left, A and B may have completed while it was still on its way to ours.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Handover {
+    link: LinkId,
+    index: usize,
+    generation: Generation,
+    step: HandoverStep,
+}
+
+/// What a handover waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum HandoverStep {
+    /// Items of the peer up to this number.
+    Draining(u64),
+    Flushing,
+    /// This version of the superblock.
+    Storing(u64),
+}
 
 impl Engine {
     // ---- attach ----
@@ -257,38 +278,76 @@ impl Engine {
         self.send(Message::NewGeneration { volume, generation }, None);
     }
 
-    /// The connected primary has lost its disk: ours holds the data from now on.
-    pub(super) fn on_new_generation(&mut self, index: usize, generation: Generation) {
-        let v = &mut self.volumes[index];
-        if v.disk != DiskState::UpToDate {
+    /// The connected primary has lost its disk: ours holds the data from now on. A copy that is
+    /// just being recorded as outdated does not.
+    pub(super) fn on_new_generation(&mut self, link: LinkId, index: usize, generation: Generation) {
+        let v = &self.volumes[index];
+        if v.disk != DiskState::UpToDate || v.superblock.outdated {
             return;
         }
+        self.handovers.push(Handover {
+            link,
+            index,
+            generation,
+            step: HandoverStep::Draining(self.replica.last_item()),
+        });
+        self.progress = true;
+    }
+
+    pub(super) fn settle_handovers(&mut self) {
+        let mut handovers = std::mem::take(&mut self.handovers);
+        handovers.retain_mut(|handover| self.settle_handover(handover));
+        self.handovers = handovers;
+    }
+
+    /// Takes the next step of a handover; false when there is none left.
+    fn settle_handover(&mut self, handover: &mut Handover) -> bool {
+        let Handover {
+            link,
+            index,
+            generation,
+            step,
+        } = *handover;
+        // What was received before has failed, or another reign begins.
+        let void = self.volumes[index].disk != DiskState::UpToDate
+            || self.role == Role::Primary
+            || self.promoting();
+        let done = match step {
+            _ if void => true,
+            HandoverStep::Draining(after) if self.replica.ended_up_to(after) => {
+                handover.step = HandoverStep::Flushing;
+                self.quiesce(index, Quiesce::Handover(generation));
+                false
+            }
+            HandoverStep::Storing(version) if self.volumes[index].stored(version) => {
+                if self.replicating() == Some(link) {
+                    let volume = self.volumes[index].id;
+                    self.send(Message::NewGenerationAck { volume, generation }, None);
+                }
+                true
+            }
+            _ => false,
+        };
+        self.progress |= done;
+        !done
+    }
+
+    /// Everything that the primary's own disk had is durable here.
+    fn handover_flushed(&mut self, index: usize, generation: Generation) {
+        let flushed = |h: &&mut Handover| {
+            (h.index, h.generation, h.step) == (index, generation, HandoverStep::Flushing)
+        };
+        let Some(handover) = self.handovers.iter_mut().find(flushed) else {
+            return;
+        };
+        let v = &mut self.volumes[index];
         v.new_generation(generation);
         let version = v.change_peer(|peer| {
             peer.outdated = true;
             peer.want_full = true;
         });
         v.peer_current = false;
-        self.generation_acks.push((index, generation, version));
-        self.progress = true;
-    }
-
-    pub(super) fn settle_generation_acks(&mut self) {
-        let ready: Vec<(usize, Generation)> = self
-            .generation_acks
-            .iter()
-            .filter(|(index, _, version)| self.volumes[*index].stored(*version))
-            .map(|(index, generation, _)| (*index, *generation))
-            .collect();
-        if ready.is_empty() {
-            return;
-        }
-        self.generation_acks
-            .retain(|(index, _, version)| !self.volumes[*index].stored(*version));
-        for (index, generation) in ready {
-            let volume = self.volumes[index].id;
-            self.send(Message::NewGenerationAck { volume, generation }, None);
-        }
+        handover.step = HandoverStep::Storing(version);
     }
 
     pub(super) fn on_new_generation_ack(&mut self, index: usize, generation: Generation) {
@@ -586,6 +645,10 @@ impl Engine {
             Quiesce::Role => self.role_flushed(index),
             Quiesce::Close if failed.is_none() => self.closing_flushed(index),
             Quiesce::Close => {}
+            Quiesce::Handover(generation) if failed.is_none() => {
+                self.handover_flushed(index, generation);
+            }
+            Quiesce::Handover(_) => {}
         }
         self.progress = true;
     }

@@ -2,8 +2,8 @@
 //!
 //! A link goes through these stages:
 //!
-//! 1. *Draining*: writes of an older session are still on their way to the disk; nothing is said
-//!    before they have ended (rule 7).
+//! 1. *Draining*: writes of an older session, or a generation that follows them, are still on
+//!    their way to the disk; nothing is said before they have ended (rule 7).
 //! 2. *Greeting*: both send `State`; when something in it changes it is sent again with a higher
 //!    round. With both states each side computes the verdicts, stores the pending session and
 //!    sends `Agree`.
@@ -157,7 +157,6 @@ impl Engine {
         self.standing.last_loss = Some(reason);
         self.end_transfer();
         self.end_replica_session();
-        self.generation_acks.clear();
         self.fail_remote_reads();
         self.change_lost_link();
         for index in 0..self.volumes.len() {
@@ -327,7 +326,9 @@ impl Engine {
             Message::Promote { term } => self.on_promote(link, term),
             Message::PromoteReply { term, granted } => self.on_promote_reply(term, granted),
             Message::Demoted => self.set_peer_role(Role::Secondary),
-            Message::NewGeneration { generation, .. } => self.on_new_generation(index, generation),
+            Message::NewGeneration { generation, .. } => {
+                self.on_new_generation(link, index, generation);
+            }
             Message::NewGenerationAck { generation, .. } => {
                 self.on_new_generation_ack(index, generation);
             }
@@ -478,6 +479,9 @@ impl Engine {
         if !self.replica.is_drained() && !broken!(self, StaleSession) {
             return;
         }
+        if !self.handovers.is_empty() {
+            return;
+        }
         if let Some(link) = self.link.as_mut()
             && let Stage::Draining = link.stage
         {
@@ -581,8 +585,8 @@ impl Engine {
                     .map(|v| v.change_peer(|peer| peer.session_pending = session))
                     .collect();
                 self.drop_questions();
-                // What we describe from now on includes it; it is not a reason to start over.
-                greeting.mine = Some(self.describe(mine.round));
+                // `mine` stays what the peer was told: should it start over, both must find the
+                // same verdicts and session in the same two states.
                 greeting.pending = Some(versions);
                 self.put_greeting(greeting);
                 self.progress = true;

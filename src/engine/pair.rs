@@ -1136,3 +1136,82 @@ fn a_disk_lost_during_the_handshake_is_made_known() {
         );
     }
 }
+
+/// Rules 1 and 6: what A and B have completed while it was on its way to the peer is on the
+/// primary's own disk. That disk is left behind only when the peer has it all, durably.
+#[test]
+fn a_disk_is_left_only_when_the_peer_holds_what_it_held() {
+    let volume = VolumeId(0);
+    let current = |pair: &Pair, node: usize| pair.nodes[node].superblock.clone().map(|s| s.current);
+    for (protocol, lost) in [
+        (Protocol::A, false),
+        (Protocol::A, true),
+        (Protocol::B, false),
+        (Protocol::B, true),
+    ] {
+        let mut pair = Pair::synced(protocol);
+        pair.nodes[1].held = Some(Vec::new());
+        assert_eq!(pair.write(0, 8, &[3]), Ok(()));
+        pair.start_command(0, Command::Detach { volume });
+        let span = Span::new(0, 512);
+        let next = pair.request(0, Op::Write { span, fua: false }, &[4]);
+        pair.run();
+        assert_eq!(current(&pair, 1), current(&pair, 0), "the write is missing");
+        pair.nodes[1].held_flushes = Some(Vec::new());
+        let held = pair.nodes[1].held.take().expect("set above");
+        for io in held {
+            let outcome = match lost {
+                true => IoOutcome::Failed(5),
+                false => IoOutcome::Done,
+            };
+            pair.handle(1, Event::Io { io, outcome });
+        }
+        pair.run();
+        assert_eq!(current(&pair, 1), current(&pair, 0), "it is not durable");
+        if lost {
+            assert_eq!(pair.result(0, next), Some(Err(IoFailure::NoData)));
+            continue;
+        }
+        assert_eq!(pair.result(0, next), None);
+        for io in pair.nodes[1].held_flushes.take().expect("set above") {
+            let outcome = IoOutcome::Done;
+            pair.handle(1, Event::Io { io, outcome });
+        }
+        pair.run();
+        assert_eq!(pair.result(0, next), Some(Ok(())));
+        assert_ne!(
+            current(&pair, 1),
+            current(&pair, 0),
+            "only this copy counts"
+        );
+    }
+}
+
+/// Rule 7: a node that starts over in the middle of a handshake does not lead to two sessions. The
+/// other one has prepared for a session by then of which it has told nobody.
+#[test]
+fn a_handshake_that_starts_over_ends_in_one_session() {
+    let mut started_over = 0;
+    for steps in 0..40 {
+        let mut pair = Pair::synced(Protocol::C);
+        pair.cut();
+        pair.connect();
+        for _ in 0..steps {
+            if let Some((to, data)) = pair.wire.pop_front() {
+                pair.deliver(to, data);
+            }
+        }
+        let meeting = pair.states()[0].ends_with("DUnknown Off");
+        // A write that the peer lacks changes the generation, and with it what was told.
+        let span = Span::new(0, 512);
+        let write = pair.request(0, Op::Write { span, fua: false }, &[9]);
+        let link = pair.link;
+        pair.run();
+        assert_eq!(pair.result(0, write), Some(Ok(())), "after {steps} steps");
+        assert_eq!(pair.link, link, "the session holds, after {steps} steps");
+        let moved = |n: &Notice| matches!(n, Notice::NewGeneration { .. });
+        let moves = pair.nodes[0].notices.iter().filter(|n| moved(n)).count();
+        started_over += usize::from(meeting && moves > 1);
+    }
+    assert!(started_over > 0);
+}

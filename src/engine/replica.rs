@@ -149,6 +149,11 @@ impl Replica {
         self.open.is_empty()
     }
 
+    /// Number of the item that was received last.
+    pub(super) fn last_item(&self) -> u64 {
+        self.next_item - 1
+    }
+
     /// Whether a write, sync block or comparison over the range has not ended.
     fn is_over(&self, volume: usize, span: Span) -> bool {
         let over = |item: &Item| item.volume == volume && item.span.overlaps(span);
@@ -159,7 +164,7 @@ impl Replica {
             })
     }
 
-    fn ended_up_to(&self, number: u64) -> bool {
+    pub(super) fn ended_up_to(&self, number: u64) -> bool {
         self.open.first().is_none_or(|first| *first > number)
     }
 }
@@ -469,7 +474,7 @@ impl Engine {
     // ---- flushes for the peer ----
 
     pub(super) fn on_peer_flush(&mut self, link: LinkId, flush: u64) {
-        let after = self.replica.next_item - 1;
+        let after = self.replica.last_item();
         let number = self.replica.next_flush;
         self.replica.next_flush += 1;
         let request = PeerFlush {
@@ -557,7 +562,7 @@ impl Engine {
     // ---- the end of a sync ----
 
     pub(super) fn on_sync_done(&mut self, link: LinkId, volume: usize, generation: Generation) {
-        let after = self.replica.next_item - 1;
+        let after = self.replica.last_item();
         let adoption = Adoption {
             link,
             generation,
@@ -645,7 +650,7 @@ impl Engine {
 
     pub(super) fn on_peer_read(&mut self, link: LinkId, id: u64, volume: usize, span: Span) {
         self.load.begin(self.now, pace::Work::PeerRead(id));
-        let after = self.replica.next_item - 1;
+        let after = self.replica.last_item();
         self.replica.waiting_reads.push_back(PeerRead {
             link,
             id,

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use super::action::{Action, Notice};
 use super::config::Config;
+use super::disks::Handover;
 use super::event::{Command, Event, IoOutcome, Request};
 use super::ids::{CommandId, Generation, IoId, LinkId, Term, Time, VolumeId};
 use super::link::Link;
@@ -94,6 +95,8 @@ pub(super) enum Quiesce {
     Role,
     /// An orderly detach.
     Close,
+    /// Taking over from a primary that has left its disk, with this generation.
+    Handover(Generation),
 }
 
 /// Why there is no connection although one was wanted, and the last loss.
@@ -131,7 +134,7 @@ pub struct Engine {
     /// The primary's request to record this copy as outdated.
     pub(super) farewell: Option<Vec<u64>>,
     /// Generations of a primary without a disk that are being stored here.
-    pub(super) generation_acks: Vec<(usize, Generation, u64)>,
+    pub(super) handovers: Vec<Handover>,
     pub(super) attaching: Vec<(CommandId, usize, u64)>,
     /// A disk on its way back to this primary, and requests that wait for the peer meanwhile.
     pub(super) retake: Option<Retake>,
@@ -181,7 +184,7 @@ impl Engine {
             deposed: None,
             grant: None,
             farewell: None,
-            generation_acks: Vec::new(),
+            handovers: Vec::new(),
             attaching: Vec::new(),
             retake: None,
             held: Vec::new(),
@@ -241,7 +244,7 @@ impl Engine {
         self.settle_attaches();
         self.settle_closings();
         self.settle_retake();
-        self.settle_generation_acks();
+        self.settle_handovers();
         self.settle_replica();
         self.settle_handshake();
         self.settle_deposed();
