@@ -437,7 +437,14 @@ impl World {
             self.trace_action(node, &action);
         }
         match action {
-            Action::Complete { request, result } => self.pass(node, request, result.is_ok()),
+            Action::Complete { request, result } => {
+                let connected = self.connected(node);
+                let process = self.nodes[node].process.as_mut();
+                if let Some(open) = process.and_then(|p| p.requests.get_mut(&request)) {
+                    open.connected = connected;
+                }
+                self.pass(node, request, result.is_ok());
+            }
             Action::DiskRead {
                 io,
                 volume,
