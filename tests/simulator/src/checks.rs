@@ -116,11 +116,19 @@ impl World {
                 self.oracle.report(1, Check::Completion, text);
             }
         }
-        self.check_peer_has(node, peer, volume, id, fua);
+        self.check_peer_has(node, peer, request, id, fua);
     }
 
     /// The peer has what the protocol promises, or is provably left behind (rule 6).
-    fn check_peer_has(&mut self, node: usize, peer: usize, volume: usize, id: WriteId, fua: bool) {
+    fn check_peer_has(
+        &mut self,
+        node: usize,
+        peer: usize,
+        request: &Request,
+        id: WriteId,
+        fua: bool,
+    ) {
+        let volume = request.volume;
         let submitted = self.oracle.write(id).map_or(0, |w| w.submitted);
         if self.oracle.nodes[peer].power_lost > submitted {
             return;
@@ -136,12 +144,12 @@ impl World {
             return;
         };
         match self.options.protocol {
-            Protocol::A if self.connected(node) => return,
+            // In flight to a connected peer when the engine completed it: a lease that held it back
+            // makes the application hear of it later, and nothing else.
+            Protocol::A if request.connected => return,
             // Zeroes leave no stamp in the frame by which their arrival could be seen.
             Protocol::B if self.oracle.was_received(id) => return,
-            Protocol::B
-                if self.connected(node) && self.oracle.write(id).is_some_and(|w| w.zero) =>
-            {
+            Protocol::B if request.connected && self.oracle.write(id).is_some_and(|w| w.zero) => {
                 return;
             }
             _ => {}
@@ -170,7 +178,7 @@ impl World {
     }
 
     /// Whether a node was connected when it completed a request: its engine may be past that.
-    fn connected(&self, node: usize) -> bool {
+    pub fn connected(&self, node: usize) -> bool {
         let process = self.nodes[node].process.as_ref();
         process.is_some_and(|p| p.status.connection.state == ConnectionState::Connected)
             && self.network.current(node).is_some()

@@ -118,6 +118,7 @@ impl World {
             submitted: self.oracle.tick(),
             write,
             data: vec![stamp; count as usize],
+            connected: false,
         };
         self.hand_in(node, request);
     }

@@ -39,6 +39,8 @@ pub struct Request {
     /// Set for everything that changes data.
     pub write: Option<WriteId>,
     pub data: Vec<u64>,
+    /// The peer was connected when the engine completed it. The lease may hold it back since then.
+    pub connected: bool,
 }
 
 /// A payload from the peer and what fenced its frame.

@@ -30,15 +30,53 @@ pub struct Seat {
     pub away_until: Instant,
     /// A vote was asked for.
     asking: bool,
-    /// Records that the engine wants, in order; the first is on its way.
-    questions: VecDeque<(usize, Generation, Term)>,
+    questions: Questions,
+}
+
+/// A record that the engine wants: volume, generation, and the term under which.
+pub type Question = (usize, Generation, Term);
+
+/// The questions of an engine in their order, each on its way until it is answered.
+#[derive(Default)]
+struct Questions {
+    waiting: VecDeque<Question>,
+    /// The first is on its way.
+    asked: bool,
+}
+
+impl Questions {
+    fn put(&mut self, question: Question) {
+        self.waiting.push_back(question);
+    }
+
+    /// The question that leaves now.
+    fn next(&mut self) -> Option<Question> {
+        if self.asked {
+            return None;
+        }
+        let first = self.waiting.front().copied();
+        self.asked = first.is_some();
+        first
+    }
+
+    /// An answer; one to a question that was forgotten meanwhile changes nothing.
+    fn answered(&mut self, question: Question) {
+        if self.asked && self.waiting.front() == Some(&question) {
+            self.waiting.pop_front();
+            self.asked = false;
+        }
+    }
+
+    fn forget(&mut self) {
+        *self = Questions::default();
+    }
 }
 
 impl Seat {
     /// The data plane has ended, and with it what it wanted to know; `agent`: the agent as well.
     pub fn vacate(&mut self, agent: bool) {
         self.asking = false;
-        self.questions.clear();
+        self.questions.forget();
         if agent {
             self.term = None;
             self.lease_end = 0;
@@ -49,7 +87,7 @@ impl Seat {
 /// An answer on its way from the voter to a node.
 pub enum Answer {
     Vote(bool, Result<Vote, Denied>),
-    Record(usize, Generation, Result<(), Term>),
+    Record(Question, Result<(), Term>),
 }
 
 impl World {
@@ -95,10 +133,11 @@ impl World {
     pub fn voted(&mut self, node: usize, answer: Answer) {
         match answer {
             Answer::Vote(force, answer) => self.vote_done(node, force, answer),
-            Answer::Record(volume, generation, result) => {
-                self.nodes[node].seat.questions.pop_front();
+            Answer::Record(question, result) => {
+                self.nodes[node].seat.questions.answered(question);
                 match result {
                     Ok(()) => {
+                        let (volume, generation, _) = question;
                         let volume = VolumeId(volume as u16);
                         self.feed(node, Event::VoterRecorded { volume, generation });
                     }
@@ -277,14 +316,12 @@ impl World {
     /// The engine wants a generation recorded.
     pub fn question(&mut self, node: usize, volume: usize, generation: Generation, term: Term) {
         let questions = &mut self.nodes[node].seat.questions;
-        questions.push_back((volume, generation, term));
-        if questions.len() == 1 {
-            self.ask_next(node);
-        }
+        questions.put((volume, generation, term));
+        self.ask_next(node);
     }
 
     fn ask_next(&mut self, node: usize) {
-        let Some(question) = self.nodes[node].seat.questions.front().copied() else {
+        let Some(question) = self.nodes[node].seat.questions.next() else {
             return;
         };
         let delay = self.rng.delay(self.plan.network_latency);
@@ -301,7 +338,7 @@ impl World {
 
     /// A question reaches the voter, or could not leave. One on its way arrives although the
     /// process that put it has died.
-    pub fn ballot(&mut self, node: usize, incarnation: u32, question: (usize, Generation, Term)) {
+    pub fn ballot(&mut self, node: usize, incarnation: u32, question: Question) {
         if self.voter_away(node) {
             if self.is(node, incarnation) {
                 let happening = Happening::Ballot {
@@ -319,7 +356,7 @@ impl World {
             format!("record of volume {volume}: {generation} under {term}: {result:?}")
         });
         if self.is(node, incarnation) {
-            self.answer_later(node, Answer::Record(volume, generation, result));
+            self.answer_later(node, Answer::Record(question, result));
         }
     }
 
@@ -329,5 +366,32 @@ impl World {
             let first = SECOND + node as Instant * 50 * MILLI;
             self.schedule.at(first, Happening::Beat { node });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_question_is_on_its_way_at_a_time_also_one_that_an_answer_brings() {
+        let [a, b, c] = [1, 2, 3].map(|g| (0, Generation(g), Term::ZERO));
+        let mut questions = Questions::default();
+        questions.put(a);
+        assert_eq!(questions.next(), Some(a));
+        questions.answered(a);
+        // The engine asks when it hears the answer, and then the agent goes on.
+        questions.put(b);
+        assert_eq!(questions.next(), Some(b));
+        assert_eq!(questions.next(), None);
+        questions.put(c);
+        assert_eq!(questions.next(), None);
+        questions.answered(b);
+        assert_eq!(questions.next(), Some(c));
+        questions.forget();
+        questions.put(b);
+        assert_eq!(questions.next(), Some(b));
+        questions.answered(c);
+        assert_eq!(questions.next(), None);
     }
 }

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use lockstep::engine::{
     Action, Buffer, Command, CommandId, Config, DiskState, Event, Generation, NodeId, Notice,
-    RequestId, Term, VolumeId, VoteMode,
+    RequestId, VolumeId, VoteMode,
 };
 
 use crate::atlas::Atlas;
@@ -25,7 +25,7 @@ use crate::rng::Rng;
 use crate::scenario::{Options, Plan};
 use crate::schedule::{Instant, SECOND, Schedule};
 use crate::voter::Voter;
-use crate::votes::Answer;
+use crate::votes::{Answer, Question};
 
 /// Virtual time that the cluster has to recover after the faults have stopped.
 pub const LIVENESS_LIMIT: Instant = 240 * SECOND;
@@ -85,7 +85,7 @@ pub enum Happening {
     Ballot {
         node: usize,
         incarnation: u32,
-        question: (usize, Generation, Term),
+        question: Question,
     },
     /// A node's agent renews its lease.
     Beat {
@@ -437,7 +437,14 @@ impl World {
             self.trace_action(node, &action);
         }
         match action {
-            Action::Complete { request, result } => self.pass(node, request, result.is_ok()),
+            Action::Complete { request, result } => {
+                let connected = self.connected(node);
+                let process = self.nodes[node].process.as_mut();
+                if let Some(open) = process.and_then(|p| p.requests.get_mut(&request)) {
+                    open.connected = connected;
+                }
+                self.pass(node, request, result.is_ok());
+            }
             Action::DiskRead {
                 io,
                 volume,
