@@ -1215,3 +1215,30 @@ fn a_handshake_that_starts_over_ends_in_one_session() {
     }
     assert!(started_over > 0);
 }
+
+/// Rule 6: whoever leaves, the copy that a primary without a disk works on is not outdated, and its
+/// old disk is not current.
+#[test]
+fn the_only_copy_is_never_outdated() {
+    let volume = VolumeId(0);
+    for (node, command) in [
+        (0, Command::Disconnect),
+        (1, Command::Disconnect),
+        (1, Command::Shutdown),
+    ] {
+        let mut pair = Pair::synced(Protocol::C);
+        assert_eq!(pair.command(0, Command::Detach { volume }), Ok(()));
+        assert_eq!(pair.write(0, 8, &[3]), Ok(()));
+        assert_eq!(pair.command(node, command), Ok(()));
+        let theirs = pair.nodes[1].superblock.clone().expect("written");
+        assert!(!theirs.outdated && theirs.peers[0].outdated);
+        assert_eq!(pair.command(0, Command::Secondary), Ok(()));
+        let old = pair.nodes[0].stored();
+        assert_eq!(pair.attach(0, old), Ok(()));
+        let primary = Command::Primary {
+            force: false,
+            ground: Ground::Operator,
+        };
+        assert_eq!(pair.command(0, primary), Err(Refusal::NotProvenCurrent));
+    }
+}

@@ -23,6 +23,7 @@ use super::message::Message;
 use super::reason::{LinkLoss, Refusal};
 use super::resource::{Engine, Quiesce, broken};
 use super::status::{DiskState, Role};
+use super::volume::Volume;
 
 /// How long the peer may take to answer a question of a command.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -595,11 +596,7 @@ impl Engine {
     }
 
     fn outdate_self(&mut self, command: CommandId) {
-        let versions = self
-            .volumes
-            .iter_mut()
-            .map(|v| v.change(|superblock| superblock.outdated |= !superblock.inconsistent))
-            .collect();
+        let versions = self.outdate_copies();
         self.change(
             command,
             Step::Outdating {
@@ -609,6 +606,28 @@ impl Engine {
         );
     }
 
+    /// Records that the peer's copies go on without ours. Where the peer has none, or one that
+    /// is still being synced from ours, ours is the data.
+    fn outdate_copies(&mut self) -> Vec<u64> {
+        let outdate = |v: &mut Volume| {
+            let behind = v.peer_disk == DiskState::UpToDate;
+            v.change(|superblock| superblock.outdated |= behind && !superblock.inconsistent)
+        };
+        self.volumes.iter_mut().map(outdate).collect()
+    }
+
+    /// Tells the peer which of our copies are recorded as outdated.
+    fn tell_outdated(&mut self) {
+        self.mark_outdated();
+        let outdated = |v: &&Volume| v.disk == DiskState::Outdated;
+        let volumes: Vec<_> = self.volumes.iter().filter(outdated).map(|v| v.id).collect();
+        for volume in volumes {
+            let state = DiskState::Outdated;
+            self.send(Message::DiskState { volume, state }, None);
+        }
+        self.send(Message::Outdated, None);
+    }
+
     fn settle_outdating(&mut self, versions: &[u64], told: bool) {
         if self.replicating().is_none() {
             self.mark_outdated();
@@ -616,8 +635,7 @@ impl Engine {
             return self.end_change(Ok(()));
         }
         if !told && self.stored(versions) {
-            self.mark_outdated();
-            self.send(Message::Outdated, None);
+            self.tell_outdated();
             self.send(Message::Goodbye { outdate: false }, None);
             self.stand_alone(None);
             self.end_change(Ok(()));
@@ -633,11 +651,12 @@ impl Engine {
         }
     }
 
-    /// The peer has recorded that it is outdated.
+    /// The peer has recorded that it is outdated, where it has said so of its disks.
     pub(super) fn on_peer_outdated(&mut self) {
-        for index in 0..self.volumes.len() {
-            self.volumes[index].change_peer(|peer| peer.outdated = true);
-            self.set_peer_disk(index, DiskState::Outdated);
+        for v in &mut self.volumes {
+            if v.peer_disk == DiskState::Outdated {
+                v.change_peer(|peer| peer.outdated = true);
+            }
         }
         if let Some(RoleChange {
             step: Step::Outdating { told: true, .. },
@@ -654,12 +673,7 @@ impl Engine {
         if !outdate {
             return self.drop_link(LinkLoss::Goodbye);
         }
-        let versions: Vec<u64> = self
-            .volumes
-            .iter_mut()
-            .map(|v| v.change(|superblock| superblock.outdated |= !superblock.inconsistent))
-            .collect();
-        self.farewell = Some(versions);
+        self.farewell = Some(self.outdate_copies());
         self.progress = true;
     }
 
@@ -672,8 +686,7 @@ impl Engine {
             self.farewell = None;
         } else if self.stored(versions) {
             self.farewell = None;
-            self.mark_outdated();
-            self.send(Message::Outdated, None);
+            self.tell_outdated();
             self.progress = true;
         }
     }
@@ -721,21 +734,11 @@ impl Engine {
         match versions {
             None => {
                 // The last to leave is the one that may start alone.
-                let leaving = connected
-                    && self
-                        .volumes
-                        .iter()
-                        .any(|v| v.peer_disk == DiskState::UpToDate);
-                let versions = self
-                    .volumes
-                    .iter_mut()
-                    .map(|v| {
-                        v.change(|superblock| {
-                            superblock.unflushed = false;
-                            superblock.outdated |= leaving && !superblock.inconsistent;
-                        })
-                    })
-                    .collect();
+                if connected {
+                    self.outdate_copies();
+                }
+                let flushed = |v: &mut Volume| v.change(|superblock| superblock.unflushed = false);
+                let versions = self.volumes.iter_mut().map(flushed).collect();
                 self.set_step(Step::Closing {
                     left: 0,
                     versions: Some(versions),
@@ -748,7 +751,7 @@ impl Engine {
                 }
                 if connected {
                     if self.volumes.iter().any(|v| v.superblock.outdated) {
-                        self.send(Message::Outdated, None);
+                        self.tell_outdated();
                     }
                     self.send(Message::Goodbye { outdate: false }, None);
                 }
