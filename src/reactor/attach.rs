@@ -29,6 +29,8 @@ pub enum AttachError {
     Duplicate(io::Error),
     #[error(transparent)]
     Recover(#[from] RecoverError),
+    #[error("the disk cannot be flushed: {0}")]
+    Flush(io::Error),
     #[error("no thread to read the disk: {0}")]
     Thread(io::Error),
     #[error("the disk carries metadata of node {found}, this is node {own}")]
@@ -77,6 +79,15 @@ pub async fn open(
     }
 }
 
+/// What a predecessor that was killed has left in the disk's cache becomes durable before anything
+/// rests on it: the next write of the superblock goes over the older copy, which may be the only
+/// one that a power loss would leave.
+fn settle(metadata: &Disk) -> Result<(), AttachError> {
+    metadata
+        .flush()
+        .map_err(|errno| AttachError::Flush(errno.into()))
+}
+
 /// Reads the metadata of a disk.
 fn read(descriptors: Vec<OwnedFd>, internal_meta: bool) -> Result<OpenedDisk, AttachError> {
     let got = descriptors.len();
@@ -99,6 +110,7 @@ fn read(descriptors: Vec<OwnedFd>, internal_meta: bool) -> Result<OpenedDisk, At
     };
     if internal_meta {
         let device_bytes = traits.bytes;
+        settle(&data)?;
         let recovered = recover(&mut data, &medium(Placement::Internal { device_bytes }))?;
         let data = data.into_fd();
         return Ok(OpenedDisk {
@@ -112,6 +124,7 @@ fn read(descriptors: Vec<OwnedFd>, internal_meta: bool) -> Result<OpenedDisk, At
         data_bytes: traits.bytes,
         meta_bytes: meta.traits().bytes,
     };
+    settle(&meta)?;
     let recovered = recover(&mut meta, &medium(placement))?;
     Ok(OpenedDisk {
         data: data.into_fd(),

@@ -234,7 +234,7 @@ fn events_tell_every_step_in_order() {
     pair.beta.run(&["down", "r0"]).ok();
     assert_eq!(
         events.values("device", "disk", " disk:Diskless"),
-        ["Diskless"]
+        ["Outdated", "Diskless"]
     );
     pair.beta.run(&["up", "r0"]).ok();
     let steps = events.values("device", "disk", " disk:UpToDate");

@@ -409,6 +409,16 @@ impl Disk {
         }
     }
 
+    /// Makes durable what the cache holds of the metadata.
+    pub fn settle_meta(&mut self) {
+        for entry in std::mem::take(&mut self.cached) {
+            match entry.payload {
+                Payload::Meta(..) => self.settle(&entry.payload),
+                Payload::Data(..) => self.cached.push(entry),
+            }
+        }
+    }
+
     fn flush(&mut self, covered: u64) {
         let cached = std::mem::take(&mut self.cached);
         for entry in cached {

@@ -63,6 +63,8 @@ impl World {
         exact: Option<Vec<lockstep::engine::Span>>,
     ) {
         self.nodes[node].disks[volume].land_unnoticed();
+        // As the product does before it reads.
+        self.nodes[node].disks[volume].settle_meta();
         let found = crate::meta::recover(&self.nodes[node].disks[volume]);
         let forced = self.nodes[node].forced.remove(&volume);
         if let Ok((image, _)) = &found
