@@ -42,16 +42,18 @@ impl World {
         }
         let incarnation = self.nodes[node].incarnations;
         for volume in 0..self.plan.volumes {
-            let pause = self.clients[node][volume].pause();
-            self.schedule.after(
-                pause,
-                Happening::Client {
-                    node,
-                    volume,
-                    incarnation,
-                },
-            );
+            self.wake_client(node, volume, incarnation);
         }
+    }
+
+    fn wake_client(&mut self, node: usize, volume: usize, incarnation: u32) {
+        let pause = self.clients[node][volume].pause();
+        let client = Happening::Client {
+            node,
+            volume,
+            incarnation,
+        };
+        self.schedule.after(pause, client);
     }
 
     /// Requests that a dead data plane left behind will never be answered.
@@ -77,16 +79,8 @@ impl World {
         if !self.is(node, incarnation) || !self.nodes[node].serving() || self.requests_left == 0 {
             return;
         }
+        self.wake_client(node, volume, incarnation);
         let client = &mut self.clients[node][volume];
-        let pause = client.pause();
-        self.schedule.after(
-            pause,
-            Happening::Client {
-                node,
-                volume,
-                incarnation,
-            },
-        );
         let Some(process) = &self.nodes[node].process else {
             return;
         };
