@@ -352,8 +352,6 @@ impl Engine {
             let proven = connected || self.proven(index, bid.vote.as_ref());
             let v = &mut self.volumes[index];
             let doubtful = v.disk != DiskState::UpToDate || !proven;
-            // A sync that ends from here on must not take the new mark of a reign for the old.
-            v.crashed = false;
             let size = v.size;
             // The mark of a crashed reign becomes that of the new one; whatever ends the old
             // one's business from here on, a sync above all, must not take it away.
