@@ -177,11 +177,13 @@ impl World {
         }
     }
 
-    /// Whether a node was connected when it completed a request: its engine may be past that.
+    /// Whether a node was connected, as far as it could know, when it completed a request: its
+    /// engine may be past that.
     pub fn connected(&self, node: usize) -> bool {
         let process = self.nodes[node].process.as_ref();
-        process.is_some_and(|p| p.status.connection.state == ConnectionState::Connected)
-            && self.network.current(node).is_some()
+        process.is_some_and(|p| {
+            p.status.connection.state == ConnectionState::Connected && !p.parted
+        })
     }
 
     fn check_flush_completed(&mut self, node: usize, request: &Request) {

@@ -138,6 +138,8 @@ pub struct Process {
     /// Replicated writes that landed in a session, by volume and sector.
     pub landed: BTreeMap<(usize, u64), (Session, u64)>,
     pub status: ResourceStatus,
+    /// In the event under way the engine learnt, or decided, that its link is gone.
+    pub parted: bool,
     pub established: bool,
     pub tick_at: Option<Instant>,
     next_request: u32,
@@ -182,6 +184,7 @@ impl Process {
             session_from: 0,
             landed: BTreeMap::new(),
             status,
+            parted: false,
             established: false,
             tick_at: None,
             next_request: 0,

@@ -217,6 +217,9 @@ impl World {
             return;
         }
         self.network.links[link].closed[node] = true;
+        if let Some(process) = &mut self.nodes[node].process {
+            process.parted = true;
+        }
         if self.rng.chance(300) {
             // Unsent frames go with the connection; deliveries of theirs find an empty queue.
             self.network.truncate(link, node, &mut self.rng);

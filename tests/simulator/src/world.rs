@@ -27,8 +27,9 @@ use crate::schedule::{Instant, SECOND, Schedule};
 use crate::voter::Voter;
 use crate::votes::{Answer, Question};
 
-/// Virtual time that the cluster has to recover after the faults have stopped.
-pub const LIVENESS_LIMIT: Instant = 240 * SECOND;
+/// Virtual time that the cluster has to recover after the faults have stopped. The largest volume
+/// compared with the fewest and smallest buffers over the slowest wire and disks takes 280 s.
+pub const LIVENESS_LIMIT: Instant = 480 * SECOND;
 /// Events after which a run is given up: the engine talks to itself.
 const EVENT_LIMIT: u64 = 2_000_000;
 
@@ -335,6 +336,8 @@ impl World {
             return;
         };
         let incarnation = process.incarnation;
+        process.parted =
+            matches!(event, Event::LinkDown { link, .. } if link.0 as usize == process.session_link);
         process.engine.handle(now, event, &mut actions);
         let cut = self.kill_between(node, actions.len());
         let mut changed = false;
