@@ -13,6 +13,7 @@ mod bitmap;
 mod config;
 mod disks;
 mod event;
+mod greeting;
 mod handshake;
 mod ids;
 mod link;

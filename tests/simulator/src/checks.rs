@@ -181,9 +181,8 @@ impl World {
     /// engine may be past that.
     pub fn connected(&self, node: usize) -> bool {
         let process = self.nodes[node].process.as_ref();
-        process.is_some_and(|p| {
-            p.status.connection.state == ConnectionState::Connected && !p.parted
-        })
+        process
+            .is_some_and(|p| p.status.connection.state == ConnectionState::Connected && !p.parted)
     }
 
     fn check_flush_completed(&mut self, node: usize, request: &Request) {

@@ -336,8 +336,7 @@ impl World {
             return;
         };
         let incarnation = process.incarnation;
-        process.parted =
-            matches!(event, Event::LinkDown { link, .. } if link.0 as usize == process.session_link);
+        process.parted = matches!(event, Event::LinkDown { link, .. } if link.0 as usize == process.session_link);
         process.engine.handle(now, event, &mut actions);
         let cut = self.kill_between(node, actions.len());
         let mut changed = false;
