@@ -499,9 +499,10 @@ impl World {
         std::iter::successors(Some(generation), parent).any(|g| g == from)
     }
 
-    /// Rule 5 on a node's disks as they are.
+    /// Rule 5 on a node's disks as they are; not on what is becoming a history of its own by force.
     pub fn check_causal(&mut self, node: usize) {
-        if (0..self.plan.volumes).any(|v| self.nodes[node].unfit(v) == Some("Inconsistent"))
+        if !self.nodes[node].forced.is_empty()
+            || (0..self.plan.volumes).any(|v| self.nodes[node].unfit(v) == Some("Inconsistent"))
             || self.plan.scenario.weights.silent > 0
             || self.plan.volumes > 1 && self.nodes[node].left_alone
         {
