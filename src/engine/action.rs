@@ -1,7 +1,7 @@
 //! What the engine tells its driver to do. Actions are carried out in the order given.
 
 use super::ids::{Buffer, CommandId, Generation, IoId, LinkId, RequestId, Span, Term, VolumeId};
-use super::message::Envelope;
+use super::message::{Digest, Envelope};
 use super::persist::MetaOp;
 use super::reason::{IoFailure, LinkLoss, Refusal};
 use super::status::{ConnectionState, DiskState, ReplicationState, Role};
@@ -45,6 +45,19 @@ pub enum Notice {
         copied: u64,
         compared: u64,
     },
+    /// An online verify ended, at its end or before; bytes looked at, different and passed over.
+    VerifyDone {
+        volume: VolumeId,
+        complete: bool,
+        checked: u64,
+        found: u64,
+        skipped: u64,
+    },
+    /// Ranges that a verify had found are equal again; bytes.
+    Repaired {
+        volume: VolumeId,
+        bytes: u64,
+    },
     NewGeneration {
         volume: VolumeId,
         generation: Generation,
@@ -86,6 +99,7 @@ pub enum Action {
         volume: VolumeId,
         span: Span,
         buffer: Buffer,
+        digest: Digest,
     },
     DiskWrite {
         io: IoId,

@@ -4,7 +4,7 @@ use super::config::Timeouts;
 use super::ids::{
     Buffer, CommandId, Generation, IoId, LinkId, NodeId, RequestId, Span, Term, VolumeId,
 };
-use super::message::Envelope;
+use super::message::{Digest, Envelope};
 use super::pace::Limits;
 use super::persist::VolumeImage;
 use super::reason::LinkLoss;
@@ -45,7 +45,7 @@ pub struct Request {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IoOutcome {
     Done,
-    /// `DiskHash` only: BLAKE3 of the range.
+    /// `DiskHash` only: the hash of the range.
     Hash([u8; 32]),
     /// Errno of the failure.
     Failed(i32),
@@ -74,6 +74,18 @@ pub enum Ground {
     Recovered,
 }
 
+/// What a verify looks at, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VerifyScope {
+    /// First byte; none = where the last one was stopped, or the beginning.
+    pub start: Option<u64>,
+    /// Byte after the last; none = the end of the device.
+    pub stop: Option<u64>,
+    pub digest: Digest,
+    /// Afterwards what differs is copied from this node to the other.
+    pub repair_from: Option<NodeId>,
+}
+
 /// What an operator (through the agent) asks for.
 #[derive(Debug)]
 pub enum Command {
@@ -100,6 +112,11 @@ pub enum Command {
     },
     /// Other liveness limits, from now on.
     Timeouts(Timeouts),
+    /// Begins an online verify, run by this node.
+    Verify {
+        volume: VolumeId,
+        scope: VerifyScope,
+    },
     /// How fast a sync from here may go; a running one goes on with it.
     Limits {
         volume: VolumeId,

@@ -532,8 +532,9 @@ impl Engine {
         });
         // The mark of a crashed reign stays until the end: with it stays the log that says what
         // may differ.
-        let version = v.change(|superblock| {
-            superblock.inconsistent = true;
+        let late = broken!(self, InconsistentLate);
+        let version = self.volumes[index].change(|superblock| {
+            superblock.inconsistent |= !late;
             superblock.outdated = false;
         });
         self.set_disk(index, DiskState::Inconsistent);

@@ -22,6 +22,7 @@ use super::message::{Envelope, Message};
 use super::reason::{LinkLoss, Refusal};
 use super::resource::{Engine, broken};
 use super::status::{ConnectionState, DiskState, ReplicationState, Role};
+use super::verify::Question;
 
 /// Silence after which a ping is sent while an answer is owed.
 const OWED_SILENCE: Duration = Duration::from_secs(1);
@@ -259,7 +260,10 @@ impl Engine {
                 return true;
             }
             Message::SyncWrite { id, span, kind, .. } => {
-                if self.volumes[index].replication != ReplicationState::SyncTarget {
+                // A block of a repair comes to a copy that is in use.
+                let expected = self.volumes[index].replication == ReplicationState::SyncTarget
+                    || self.verifiable(index);
+                if !expected {
                     self.drop_link(LinkLoss::Protocol("sync block outside a sync"));
                     return false;
                 }
@@ -278,6 +282,25 @@ impl Engine {
             Message::SyncAck { id, kind } => self.on_sync_ack(id, kind),
             Message::SyncDone { generation, .. } => self.on_sync_done(link, index, generation),
             Message::SyncAdopted { .. } => self.on_sync_adopted(index),
+            Message::Verifying { on, .. } => self.on_verifying(index, on),
+            Message::Verify {
+                id,
+                span,
+                digest,
+                hash,
+                ..
+            } => self.on_question(Question {
+                link,
+                id,
+                volume: index,
+                span,
+                digest,
+                hash,
+                after: 0,
+            }),
+            Message::VerifyAck { id, result } => self.on_verify_ack(id, result),
+            Message::Repair { span, last, .. } => self.on_repair_asked(index, span, last),
+            Message::RepairDone { .. } => self.batch_repaired(index),
             Message::Promote { term } => self.on_promote(link, term),
             Message::PromoteReply { term, granted } => self.on_promote_reply(term, granted),
             Message::Demoted => self.set_peer_role(Role::Secondary),
@@ -415,6 +438,7 @@ impl Engine {
             self.ko_deadline(),
             self.flush_deadline(),
             self.pace_deadline(),
+            self.verify_deadline(),
         ]
         .into_iter()
         .flatten()

@@ -162,6 +162,33 @@ pub enum Message {
     SyncAdopted {
         volume: VolumeId,
     },
+    /// The sender has begun or ended an online verify of the volume.
+    Verifying {
+        volume: VolumeId,
+        on: bool,
+    },
+    /// Online verify: has your block this hash?
+    Verify {
+        id: u64,
+        volume: VolumeId,
+        span: Span,
+        digest: Digest,
+        hash: [u8; 32],
+    },
+    VerifyAck {
+        id: u64,
+        result: VerifyResult,
+    },
+    /// Send me this range of yours, which was found to differ; `last` ends the list.
+    Repair {
+        volume: VolumeId,
+        span: Span,
+        last: bool,
+    },
+    /// The ranges of the list have been sent and are durable at the receiver of this message.
+    RepairDone {
+        volume: VolumeId,
+    },
     /// May I become primary with this term?
     Promote {
         term: Term,
@@ -207,6 +234,41 @@ pub enum SyncResult {
     Failed,
 }
 
+/// How a block of a verify compares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VerifyResult {
+    Equal,
+    Differs,
+    /// An application writes over it.
+    Busy,
+    /// It cannot be read.
+    Failed,
+}
+
+/// What a range is hashed with. Shorter results are padded with zeroes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Digest {
+    /// For syncs: an equal hash clears dirty bits (rule 2).
+    #[default]
+    Blake3,
+    Crc32c,
+    Xxh3,
+    Md5,
+    Sha1,
+    Sha256,
+}
+
+impl Digest {
+    pub const ALL: [Digest; 6] = [
+        Digest::Blake3,
+        Digest::Crc32c,
+        Digest::Xxh3,
+        Digest::Md5,
+        Digest::Sha1,
+        Digest::Sha256,
+    ];
+}
+
 /// A message with what fences it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Envelope {
@@ -229,6 +291,10 @@ impl Message {
             | Message::SyncCompare { volume, .. }
             | Message::SyncDone { volume, .. }
             | Message::SyncAdopted { volume }
+            | Message::Verifying { volume, .. }
+            | Message::Verify { volume, .. }
+            | Message::Repair { volume, .. }
+            | Message::RepairDone { volume }
             | Message::NewGeneration { volume, .. }
             | Message::NewGenerationAck { volume, .. }
             | Message::DiskState { volume, .. } => Some(*volume),
@@ -242,7 +308,9 @@ impl Message {
             Message::Write { span, .. }
             | Message::Read { span, .. }
             | Message::SyncWrite { span, .. }
-            | Message::SyncCompare { span, .. } => Some(*span),
+            | Message::SyncCompare { span, .. }
+            | Message::Verify { span, .. }
+            | Message::Repair { span, .. } => Some(*span),
             _ => None,
         }
     }

@@ -21,7 +21,9 @@ mod message;
 pub mod pace;
 mod persist;
 mod picture;
+mod ranges;
 mod reason;
+mod repair;
 mod replica;
 mod requests;
 mod resource;
@@ -32,18 +34,20 @@ mod sabotage;
 mod status;
 mod sync;
 mod transfer;
+mod verify;
 mod volume;
 mod vote;
 
 pub use action::{Action, Notice, Shape};
 pub use config::{Config, Protocol, Timeouts, VoteMode};
-pub use event::{Command, Event, Ground, IoOutcome, Op, Request, Vote};
+pub use event::{Command, Event, Ground, IoOutcome, Op, Request, VerifyScope, Vote};
 pub use ids::{
     Buffer, CommandId, Generation, IoId, LinkId, NodeId, RequestId, Session, Span, Term, Time,
     VolumeId,
 };
 pub use message::{
-    AckKind, BitmapChunk, Envelope, Message, NodeState, SyncResult, VolumeState, WriteKind,
+    AckKind, BitmapChunk, Digest, Envelope, Message, NodeState, SyncResult, VerifyResult,
+    VolumeState, WriteKind,
 };
 pub use persist::{
     BITMAP_PAGE_BYTES, LogTransaction, MetaOp, PeerRecord, SlotChange, Superblock, VolumeImage,
@@ -54,7 +58,7 @@ pub use resource::Engine;
 pub use sabotage::Sabotage;
 pub use status::{
     ConnectionState, ConnectionStatus, DeviceStatus, DiskState, PeerDeviceStatus, ReplicationState,
-    ResourceStatus, Role,
+    ResourceStatus, Role, VerifyState, VerifyStatus,
 };
 
 #[cfg(test)]

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::*;
 
+mod verify;
+
 const SIZE: u64 = 64 << 20;
 
 /// A driver without faults: disks hold a stamp per sector, everything completes in order.
@@ -305,12 +307,9 @@ impl Pair {
                 let data: Vec<u64> = sectors(span)
                     .map(|s| n.disk.get(&s).copied().unwrap_or(0))
                     .collect();
-                let mut hash = [0; 32];
-                for (i, stamp) in data.iter().enumerate() {
-                    hash[i % 32] ^= (*stamp as u8).wrapping_mul(31).wrapping_add(i as u8);
-                }
+                let bytes: Vec<u8> = data.iter().flat_map(|s| s.to_le_bytes()).collect();
                 n.buffers.insert(buffer, data);
-                io_done(io, IoOutcome::Hash(hash));
+                io_done(io, IoOutcome::Hash(*blake3::hash(&bytes).as_bytes()));
             }
             Action::DiskWrite {
                 io, span, buffer, ..

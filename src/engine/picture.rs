@@ -54,23 +54,28 @@ impl Engine {
     fn peer_device_status(&self, index: usize) -> PeerDeviceStatus {
         let v = &self.volumes[index];
         let out_of_sync = self.out_of_sync(index);
-        let total = match (v.replication, &v.sync) {
-            (ReplicationState::SyncSource, Some(sync)) => sync.total().max(out_of_sync),
-            (ReplicationState::SyncTarget, _) => v.counters.sync_total.max(out_of_sync),
-            _ => 0,
+        let synced = |total: u64| {
+            let total = total.max(out_of_sync);
+            (total - out_of_sync, total)
+        };
+        let (done, total) = match (v.replication, &v.sync) {
+            (ReplicationState::SyncSource, Some(sync)) => synced(sync.total()),
+            (ReplicationState::SyncTarget, _) => synced(v.counters.sync_total),
+            _ => v.verify.progress().unwrap_or_default(),
         };
         let unacked = u32::try_from(self.transfer.unacked.len()).unwrap_or(u32::MAX);
         PeerDeviceStatus {
             volume: v.id,
-            replication: v.replication,
+            replication: v.verify.shown().unwrap_or(v.replication),
             peer_disk: v.peer_disk,
             received: v.counters.received,
             sent: v.counters.sent,
             out_of_sync,
             pending: unacked,
             unacked,
-            sync_done: total.saturating_sub(out_of_sync),
+            sync_done: done,
             sync_total: total,
+            verify: v.verify.status(),
         }
     }
 }

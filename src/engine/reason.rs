@@ -125,6 +125,13 @@ pub enum Refusal {
     Metadata {
         errno: i32,
     },
+    VerifyRuns {
+        volume: VolumeId,
+    },
+    /// Nothing of the volume lies in the range that was given.
+    EmptyRange {
+        volume: VolumeId,
+    },
     ShuttingDown,
     Unsupported(&'static str),
 }

@@ -271,6 +271,7 @@ impl Engine {
     }
 
     fn enqueue(&mut self, item: Item) {
+        self.verify_touched(item.volume, item.span);
         let number = self.replica.next_item;
         self.replica.next_item += 1;
         self.replica.open.insert(number);
@@ -361,6 +362,7 @@ impl Engine {
                 volume: id,
                 span,
                 buffer: Buffer::Resync(buffer),
+                digest: self.sync_digest(),
             });
         } else {
             let io = self.begin(volume, Pending::PeerWrite { item: number });
@@ -402,6 +404,9 @@ impl Engine {
             self.fail_disk(volume, errno);
         } else if let Work::Sync { .. } = item.work {
             self.replica.synced.push((volume, item.span));
+            if broken!(self, InconsistentLate) {
+                self.volumes[volume].change(|superblock| superblock.inconsistent = true);
+            }
         }
         self.replica.last_write = self.now;
         self.end_item(number, item, failed, None);
@@ -589,6 +594,10 @@ impl Engine {
                 Adopting::Draining if self.replica.ended_up_to(adoption.after) => {
                     adoption.stage = Adopting::Flushing;
                     self.replica.adoptions.insert(volume, adoption);
+                    if broken!(self, FinishBeforeFlush) {
+                        self.adopt_flushed(volume, adoption.link);
+                        continue;
+                    }
                     self.quiesce(volume, Quiesce::Adopt(adoption.link));
                 }
                 Adopting::Storing(version) if self.volumes[volume].stored(version) => {

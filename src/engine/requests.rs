@@ -358,6 +358,7 @@ impl Engine {
         let mut last = LastWrite::default();
         write.stage = Stage::Running;
         self.progress = true;
+        self.verify_touched(volume, write.span);
         if self.replicates(volume) {
             let (position, track) = self.transfer.push_write(key, volume, write.span, self.now);
             last.transfer = position;

@@ -4,7 +4,7 @@
 //! wait is a condition that is looked at again until nothing moves any more. So no transition
 //! needs to know who waits for it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use super::action::{Action, Notice};
 use super::config::Config;
@@ -21,6 +21,7 @@ use super::retake::Retake;
 use super::roles::{Grant, RoleChange};
 use super::status::{ConnectionState, DiskState, ReplicationState, Role};
 use super::transfer::Transfer;
+use super::verify::Question;
 use super::volume::{OwnDisk, Volume};
 
 /// Rounds of settling after one event; each makes progress, so reaching this is a defect.
@@ -79,6 +80,16 @@ pub(super) enum Pending {
     /// Target of a sync: hash for comparison.
     SyncHash {
         item: u64,
+    },
+    /// A block of a verify that this node runs.
+    VerifyRead {
+        id: u64,
+        buffer: u32,
+    },
+    /// A block that a verify of the peer asks about.
+    VerifyHash {
+        question: Question,
+        buffer: u32,
     },
     /// A flush of the disk between two steps of something larger.
     Quiesce(Quiesce),
@@ -142,6 +153,8 @@ pub struct Engine {
     pub(super) track_exact: bool,
     pub(super) serving: bool,
     pub(super) sync_buffers: Vec<u32>,
+    /// What a verify of the peer asks.
+    pub(super) questions: VecDeque<Question>,
     /// What the application does, for the pace of a sync.
     pub(super) load: Load,
     /// Something may have changed for writes that wait for completion.
@@ -190,6 +203,7 @@ impl Engine {
             held: Vec::new(),
             track_exact: true,
             serving: false,
+            questions: VecDeque::new(),
             sync_buffers: (0..config.resync_buffers).rev().collect(),
             load: Load::default(),
             recheck: false,
@@ -250,6 +264,9 @@ impl Engine {
         self.settle_deposed();
         self.settle_role();
         self.settle_writes();
+        self.settle_verify();
+        self.settle_questions();
+        self.settle_repair();
         self.settle_sync();
         self.settle_tracking();
         self.settle_owed();
@@ -267,6 +284,7 @@ impl Engine {
             Command::Primary { force, ground } => self.on_primary(id, force, ground),
             Command::Secondary => self.on_secondary(id),
             Command::Invalidate { volume } => self.on_invalidate(id, volume),
+            Command::Verify { volume, scope } => self.on_verify(id, volume, scope),
             Command::Timeouts(timeouts) => {
                 self.config.timeouts = timeouts;
                 self.done(id);
@@ -313,6 +331,12 @@ impl Engine {
                 self.sync_read_done(volume, (id, buffer), hash, failed)
             }
             Pending::SyncHash { item } => self.sync_hash_done(volume, item, hash, failed),
+            Pending::VerifyRead { id, buffer } => {
+                self.verify_read_done(volume, (id, buffer), hash, failed);
+            }
+            Pending::VerifyHash { question, buffer } => {
+                self.question_hashed(volume, (question, buffer), hash, failed);
+            }
             Pending::Quiesce(purpose) => self.quiesce_done(volume, purpose, failed),
         }
     }
@@ -372,6 +396,7 @@ impl Engine {
     pub(super) fn waits_for_peer(&self) -> bool {
         self.change.as_ref().is_some_and(RoleChange::waits_for_peer)
             || self.remote_reads_open()
+            || self.verify_waits()
             || self
                 .volumes
                 .iter()

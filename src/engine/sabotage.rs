@@ -38,6 +38,14 @@ pub enum Sabotage {
     StaleSession,
     /// Becomes primary while writes of the old primary are on their way to the disk.
     PromoteWithoutDrain,
+    /// The first blocks of a sync are written before the disk is recorded as inconsistent.
+    InconsistentLate,
+    /// A sync ends, and its target adopts the generation, without a flush of the target's disk.
+    FinishBeforeFlush,
+    /// A verify takes blocks that differ for equal.
+    VerifySkipsDifferences,
+    /// Dirty bits are cleared on the word of a short hash.
+    WeakHashClears,
 }
 
 impl Sabotage {
@@ -59,5 +67,9 @@ impl Sabotage {
         (Sabotage::IgnoreTerm, "ignore-term"),
         (Sabotage::StaleSession, "stale-session"),
         (Sabotage::PromoteWithoutDrain, "promote-without-drain"),
+        (Sabotage::InconsistentLate, "inconsistent-late"),
+        (Sabotage::FinishBeforeFlush, "finish-before-flush"),
+        (Sabotage::VerifySkipsDifferences, "verify-skips-differences"),
+        (Sabotage::WeakHashClears, "weak-hash-clears"),
     ];
 }

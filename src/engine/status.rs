@@ -1,5 +1,8 @@
 //! States with DRBD's names, and the picture of the engine that `status` shows.
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use super::ids::{NodeId, Term, VolumeId};
 use super::reason::Refusal;
 
@@ -54,6 +57,22 @@ pub enum ReplicationState {
     Established,
     SyncSource,
     SyncTarget,
+    /// This node compares its copy with the peer's, or the peer does.
+    VerifyS,
+    VerifyT,
+}
+
+/// Where an online verify stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum VerifyState {
+    /// None since the disk was attached.
+    #[default]
+    Idle,
+    /// It compares, or repairs what it found.
+    Running,
+    Done,
+    /// The connection or a disk was lost on the way; the next one goes on from there.
+    Stopped,
 }
 
 macro_rules! names {
@@ -79,7 +98,8 @@ macro_rules! names {
 names!(Role: Primary, Secondary, Unknown);
 names!(DiskState: Diskless, Attaching, Failed, Negotiating, Inconsistent, Outdated, DUnknown, Consistent, UpToDate);
 names!(ConnectionState: StandAlone, Disconnecting, Unconnected, Timeout, BrokenPipe, NetworkFailure, ProtocolError, Connecting, Connected);
-names!(ReplicationState: Off, WFBitMapS, WFBitMapT, Established, SyncSource, SyncTarget);
+names!(ReplicationState: Off, WFBitMapS, WFBitMapT, Established, SyncSource, SyncTarget, VerifyS, VerifyT);
+names!(VerifyState: Idle, Running, Done, Stopped);
 
 /// What `status` shows of a resource.
 #[derive(Clone, Debug)]
@@ -134,7 +154,21 @@ pub struct PeerDeviceStatus {
     pub out_of_sync: u64,
     pub pending: u32,
     pub unacked: u32,
-    /// While a sync runs: bytes done and to do since its start.
+    /// While a sync or verify runs: bytes done and to do since its start.
     pub sync_done: u64,
     pub sync_total: u64,
+    pub verify: VerifyStatus,
+}
+
+/// What online verify has found; kept until the next one begins afresh. Amounts in bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VerifyStatus {
+    pub state: VerifyState,
+    /// How far it has come, or came.
+    pub at: u64,
+    /// Ranges that differ and are not repaired.
+    pub found: Arc<Vec<Range<u64>>>,
+    /// Ranges that were written to whenever they were looked at.
+    pub skipped: Arc<Vec<Range<u64>>>,
+    pub repaired: u64,
 }

@@ -5,12 +5,12 @@
 //! primary, its writes come from there: see `retake`. The claim ends with the target's answer; its bits are cleared when a later flush of the target has made it durable
 //! (rule 2).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use super::action::{Action, Notice};
 use super::bitmap::Bitmap;
 use super::ids::{Buffer, CommandId, Span, Time, VolumeId};
-use super::message::{Message, SyncResult, WriteKind};
+use super::message::{Digest, Message, SyncResult, WriteKind};
 use super::pace::{Admit, Claim, Limits, Pace};
 use super::reason::Refusal;
 use super::resource::{Engine, Pending, broken};
@@ -35,9 +35,19 @@ struct Block {
     claim: Claim,
 }
 
+/// What there is to send.
+#[derive(Debug)]
+enum Scope {
+    /// The blocks of the dirty bitmap.
+    Dirty,
+    /// Ranges that a verify has found, for a copy that stays in use.
+    Ranges(VecDeque<Span>),
+}
+
 /// A running sync of one volume, source side.
 #[derive(Debug)]
 pub(super) struct Sync {
+    scope: Scope,
     cursor: u64,
     blocks: BTreeMap<u64, Block>,
     /// `SyncDone` was sent, or waits for the record that the peer is about to be current.
@@ -48,6 +58,8 @@ pub(super) struct Sync {
     pace: Pace,
     /// When the pace lets the next block go.
     wake: Option<Time>,
+    /// Place in the transfer log of the block that was answered last.
+    last_sent: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +73,7 @@ enum Finish {
 impl Sync {
     pub(super) fn new(total: u64, pace: Pace) -> Sync {
         Sync {
+            scope: Scope::Dirty,
             cursor: 0,
             blocks: BTreeMap::new(),
             finish: Finish::NotYet,
@@ -69,7 +82,32 @@ impl Sync {
             total,
             pace,
             wake: None,
+            last_sent: 0,
         }
+    }
+
+    /// The repair of some ranges of a copy that stays in use.
+    pub(super) fn of_ranges(spans: Vec<Span>, pace: Pace) -> Sync {
+        let total = spans.iter().map(|span| u64::from(span.len)).sum();
+        Sync {
+            scope: Scope::Ranges(spans.into()),
+            ..Sync::new(total, pace)
+        }
+    }
+
+    pub(super) fn is_repair(&self) -> bool {
+        matches!(self.scope, Scope::Ranges(_))
+    }
+
+    /// Whether every range of a repair was sent and answered.
+    pub(super) fn is_sent(&self) -> bool {
+        let empty = matches!(&self.scope, Scope::Ranges(left) if left.is_empty());
+        empty && self.blocks.is_empty()
+    }
+
+    /// Up to where the transfer log must be durable for all that was answered to be so.
+    pub(super) fn last_sent(&self) -> u64 {
+        self.last_sent
     }
 
     /// Bytes that were to do at the start.
@@ -86,12 +124,34 @@ impl Sync {
 
     /// The next dirty range that is not claimed, at most `max` bytes, and whether to compare it.
     fn next_block(&self, bitmap: &Bitmap, max: u32, device_end: u64) -> Option<(Span, bool)> {
+        if let Scope::Ranges(left) = &self.scope {
+            let next = left.front()?;
+            return Some((Span::new(next.start, next.len.min(max)), false));
+        }
         let mut from = self.cursor;
         loop {
             match bitmap.next_run(from, max, device_end) {
                 Some((span, _)) if self.claims(span) => from = span.end(),
                 other => return other,
             }
+        }
+    }
+
+    /// A block was claimed: the next one is behind it.
+    fn pass(&mut self, span: Span) {
+        self.cursor = span.end();
+        if let Scope::Ranges(left) = &mut self.scope
+            && let Some(next) = left.pop_front()
+            && next.len > span.len
+        {
+            left.push_front(Span::new(span.end(), next.len - span.len));
+        }
+    }
+
+    /// A block that was refused comes again. The bits of a sync stay, and bring it back.
+    fn again(&mut self, span: Span) {
+        if let Scope::Ranges(left) = &mut self.scope {
+            left.push_back(span);
         }
     }
 
@@ -127,7 +187,9 @@ impl Engine {
 
     pub(super) fn settle_sync(&mut self) {
         for volume in 0..self.volumes.len() {
-            if self.volumes[volume].replication == ReplicationState::SyncSource {
+            let v = &self.volumes[volume];
+            let repair = v.sync.as_ref().is_some_and(Sync::is_repair);
+            if repair || v.replication == ReplicationState::SyncSource {
                 self.start_claimed(volume);
                 self.claim_more(volume);
                 self.try_finish(volume);
@@ -170,7 +232,7 @@ impl Engine {
             };
             let id = self.next_key;
             self.next_key += 1;
-            sync.cursor = span.end();
+            sync.pass(span);
             sync.blocks.insert(id, block);
             self.start_block(volume, id);
         }
@@ -186,6 +248,7 @@ impl Engine {
         if let Some(sync) = v.sync.as_mut() {
             sync.pace.set_limits(limits, now);
         }
+        self.limit_verify(volume, limits);
         self.done(command);
     }
 
@@ -234,6 +297,7 @@ impl Engine {
                 volume: vol,
                 span,
                 buffer,
+                digest: self.sync_digest(),
             }
         } else {
             Action::DiskRead {
@@ -243,6 +307,14 @@ impl Engine {
                 buffer,
             }
         });
+    }
+
+    /// What compared blocks are hashed with.
+    pub(super) fn sync_digest(&self) -> Digest {
+        match broken!(self, WeakHashClears) {
+            true => Digest::Crc32c,
+            false => Digest::Blake3,
+        }
     }
 
     fn block(&self, volume: usize, id: u64) -> Option<Block> {
@@ -344,10 +416,19 @@ impl Engine {
                         sync.copied += len;
                     }
                 }
-                self.transfer.push_sync(volume, block.span, self.now);
+                if broken!(self, FinishBeforeFlush) {
+                    self.clear_synced(volume, block.span);
+                }
+                let position = self.transfer.push_sync(volume, block.span, self.now);
+                if let Some(sync) = self.volumes[volume].sync.as_mut() {
+                    sync.last_sent = position;
+                }
             }
             SyncResult::Failed => {
                 // The target reports its disk separately; the bits stay.
+                if let Some(sync) = self.volumes[volume].sync.as_mut() {
+                    sync.again(block.span);
+                }
             }
         }
         self.drop_block(volume, id);
@@ -384,7 +465,7 @@ impl Engine {
     fn try_finish(&mut self, volume: usize) {
         let v = &self.volumes[volume];
         let Some(sync) = v.sync.as_ref() else { return };
-        if !sync.blocks.is_empty() {
+        if sync.is_repair() || !sync.blocks.is_empty() {
             return;
         }
         if v.bitmap.count() > 0 {

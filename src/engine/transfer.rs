@@ -114,9 +114,9 @@ impl Transfer {
         self.tracks.push(track);
     }
 
-    /// Adds a sync block that is complete at the target.
-    pub(super) fn push_sync(&mut self, volume: usize, span: Span, now: Time) {
-        self.push(volume, span, Kind::Sync, now);
+    /// Adds a sync block that is complete at the target; returns its position.
+    pub(super) fn push_sync(&mut self, volume: usize, span: Span, now: Time) -> u64 {
+        self.push(volume, span, Kind::Sync, now)
     }
 
     fn push(&mut self, volume: usize, span: Span, kind: Kind, since: Time) -> u64 {

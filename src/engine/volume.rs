@@ -8,8 +8,10 @@ use super::bitmap::Bitmap;
 use super::ids::{CommandId, Generation, NodeId, Time, VolumeId};
 use super::pace::Limits;
 use super::persist::{PeerRecord, Superblock};
+use super::repair::Order;
 use super::status::{DiskState, ReplicationState};
 use super::sync::Sync;
+use super::verify::Verify;
 
 /// Generations kept as ancestry.
 const HISTORY: usize = 32;
@@ -164,6 +166,9 @@ pub(super) struct Volume {
     /// In this session the generation of this disk was compared with the peer's.
     pub(super) compared: bool,
     pub(super) sync: Option<Sync>,
+    pub(super) verify: Verify,
+    /// Ranges to be sent for a repair.
+    pub(super) order: Order,
     /// Of a sync from here.
     pub(super) limits: Limits,
     pub(super) counters: Counters,
@@ -205,6 +210,8 @@ impl Volume {
             closing: None,
             compared: false,
             sync: None,
+            verify: Verify::default(),
+            order: Order::default(),
             limits,
             counters: Counters::default(),
         }

@@ -23,7 +23,7 @@ use rustix::io::Errno;
 
 use super::buffers::{Memory, Region};
 use super::slab::Slab;
-use crate::engine::{IoId, IoOutcome, Span, Time};
+use crate::engine::{Digest, IoId, IoOutcome, Span, Time};
 
 /// Bytes of zeroes written by one entry where the disk has no better way.
 const ZERO_CHUNK: u32 = 1 << 20;
@@ -43,6 +43,7 @@ pub enum Work {
     Hash {
         span: Span,
         memory: Memory,
+        digest: Digest,
     },
     Write {
         span: Span,
@@ -62,7 +63,7 @@ impl Work {
     fn fits(&self) -> bool {
         match self {
             Work::Read { span, memory }
-            | Work::Hash { span, memory }
+            | Work::Hash { span, memory, .. }
             | Work::Write { span, memory, .. } => span.len <= memory.len,
             Work::Zeroes { .. } | Work::Flush => true,
         }
@@ -273,7 +274,7 @@ impl Job {
             return sync(fd);
         }
         match self.work {
-            Work::Read { span, memory } | Work::Hash { span, memory } => {
+            Work::Read { span, memory } | Work::Hash { span, memory, .. } => {
                 let (start, len, offset) = rest(span, memory, self.done);
                 opcode::Read::new(fd, start, len)
                     .offset(self.disk.start + offset)
@@ -320,8 +321,12 @@ impl Job {
                 Some(()) => Some(IoOutcome::Done),
                 None => self.stuck(result),
             },
-            Work::Hash { span, memory } => match self.moved(result, span) {
-                Some(()) => Some(hash(memory.first(span.len))),
+            Work::Hash {
+                span,
+                memory,
+                digest,
+            } => match self.moved(result, span) {
+                Some(()) => Some(hash(digest, memory.first(span.len))),
                 None => self.stuck(result),
             },
             Work::Zeroes { span, fua, .. } => {
@@ -382,11 +387,11 @@ fn sync(fd: types::Fd) -> squeue::Entry {
         .build()
 }
 
-fn hash(memory: Option<Memory>) -> IoOutcome {
+fn hash(digest: Digest, memory: Option<Memory>) -> IoOutcome {
     match memory {
         // SAFETY: the read into this buffer has ended, and the engine leaves it alone until the
         // outcome.
-        Some(memory) => IoOutcome::Hash(*blake3::hash(unsafe { memory.bytes() }).as_bytes()),
+        Some(memory) => IoOutcome::Hash(super::digest::of(digest, unsafe { memory.bytes() })),
         None => IoOutcome::Failed(Errno::INVAL.raw_os_error()),
     }
 }
@@ -497,6 +502,7 @@ mod tests {
             Work::Hash {
                 span,
                 memory: target,
+                digest: Digest::Blake3,
             },
         );
         assert_eq!(done, IoOutcome::Hash(expected));

@@ -17,6 +17,7 @@ mod connect;
 mod control;
 mod counters;
 mod device;
+mod digest;
 mod disk;
 mod fronts;
 mod lines;

@@ -64,6 +64,23 @@ pub fn of_notice(notice: &Notice, names: Names<'_>) -> String {
             let [copied, compared] = [copied, compared].map(|bytes| bytes / 1024);
             format!("volume {volume}: in sync; {copied} KiB copied, {compared} KiB found equal")
         }
+        Notice::VerifyDone {
+            volume,
+            complete,
+            checked,
+            found,
+            skipped,
+        } => {
+            let [checked, found, skipped] = [checked, found, skipped].map(|bytes| bytes / 1024);
+            let how = if *complete { "done" } else { "stopped" };
+            format!(
+                "volume {volume}: verify {how}; {checked} KiB compared, {found} KiB differ, \
+                 {skipped} KiB in use all the time"
+            )
+        }
+        Notice::Repaired { volume, bytes } => {
+            format!("volume {volume}: {} KiB repaired", bytes / 1024)
+        }
         Notice::NewGeneration { volume, generation } => {
             format!("volume {volume}: new generation {generation}")
         }
@@ -255,6 +272,14 @@ fn of_other_refusal(refusal: &Refusal, names: Names<'_>) -> Reason {
         Refusal::AlreadyAttached { volume } => {
             refused(format!("volume {volume} has its disk already"), status)
         }
+        Refusal::EmptyRange { volume } => refused(
+            format!("nothing of volume {volume} lies in that range"),
+            format!("{status}, with the volume's size"),
+        ),
+        Refusal::VerifyRuns { volume } => refused(
+            format!("a verify of volume {volume} is running"),
+            format!("{status}; `lockstep verify {resource} --wait` waits for its end"),
+        ),
         Refusal::UnknownVolume { volume } => refused(
             format!("there is no volume {volume}"),
             format!("`lockstep dump {resource}` shows the volumes"),

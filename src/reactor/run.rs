@@ -498,12 +498,16 @@ impl Reactor {
                 volume,
                 span,
                 buffer,
-            } => (
-                io,
-                volume,
-                self.memory(buffer)
-                    .map(|memory| Work::Hash { span, memory }),
-            ),
+                digest,
+            } => {
+                let memory = self.memory(buffer);
+                let work = memory.map(|memory| Work::Hash {
+                    span,
+                    memory,
+                    digest,
+                });
+                (io, volume, work)
+            }
             Action::DiskWrite {
                 io,
                 volume,
@@ -630,7 +634,9 @@ impl Reactor {
         {
             let syncing = matches!(
                 to,
-                ReplicationState::SyncSource | ReplicationState::SyncTarget
+                ReplicationState::SyncSource
+                    | ReplicationState::SyncTarget
+                    | ReplicationState::VerifyS
             );
             let since = self.sync_since[index].unwrap_or(self.now);
             self.sync_since[index] = syncing.then_some(since);

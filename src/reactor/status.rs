@@ -1,12 +1,14 @@
 //! The data plane's picture as JSON, in the shape of `drbdsetup status --json`.
 
+use std::ops::Range;
+
 use serde_json::{Map, Value, json};
 
 use super::counters::{Measure, Percentiles};
 use super::reason::{Names, of_loss, of_refusal};
 use crate::agent::protocol::{FrontEnd, ServeConfig, Transition};
 use crate::engine::{
-    ConnectionStatus, DeviceStatus, Notice, PeerDeviceStatus, Refusal, ResourceStatus,
+    ConnectionStatus, DeviceStatus, Notice, PeerDeviceStatus, Refusal, ResourceStatus, VerifyStatus,
 };
 
 /// What the reactor knows about a volume besides the engine's picture.
@@ -56,10 +58,15 @@ pub fn transition(notice: &Notice) -> Option<Transition> {
         },
         Notice::DiskError { .. }
         | Notice::SyncDone { .. }
+        | Notice::VerifyDone { .. }
+        | Notice::Repaired { .. }
         | Notice::NewGeneration { .. }
         | Notice::SplitBrain { .. } => return None,
     })
 }
+
+/// Ranges of a verify that a status lists.
+const SHOWN_RANGES: usize = 4096;
 
 /// KiB, as all amounts are shown.
 fn kib(bytes: u64) -> u64 {
@@ -247,6 +254,7 @@ fn peer_device(config: &ServeConfig, snapshot: &Snapshot, status: &PeerDeviceSta
         "pending": status.pending,
         "unacked": status.unacked,
         "percent-in-sync": percent(size.saturating_sub(status.out_of_sync), size),
+        "verify": verify(&status.verify),
     }));
     if status.sync_total > 0 {
         let seconds = position(config, status.volume.0)
@@ -255,6 +263,24 @@ fn peer_device(config: &ServeConfig, snapshot: &Snapshot, status: &PeerDeviceSta
         sync_progress(&mut map, status, seconds);
     }
     Value::Object(map)
+}
+
+/// The result of online verify, amounts and places in KiB.
+fn verify(status: &VerifyStatus) -> Value {
+    let bytes = |ranges: &[Range<u64>]| ranges.iter().map(|r| r.end - r.start).sum::<u64>();
+    let shown: Vec<Value> = { status.found.iter() }
+        .take(SHOWN_RANGES)
+        .map(|range| json!({ "start": kib(range.start), "length": kib(range.end - range.start) }))
+        .collect();
+    json!({
+        "state": status.state.name().to_lowercase(),
+        "at": kib(status.at),
+        "found-kib": kib(bytes(&status.found)),
+        "skipped-kib": kib(bytes(&status.skipped)),
+        "repaired-kib": kib(status.repaired),
+        "ranges": shown,
+        "ranges-left-off": status.found.len().saturating_sub(SHOWN_RANGES),
+    })
 }
 
 fn sync_progress(map: &mut Map<String, Value>, status: &PeerDeviceStatus, seconds: f64) {
@@ -289,7 +315,7 @@ pub(super) mod tests {
     use crate::agent::protocol::ServeVolume;
     use crate::engine::{
         ConnectionState, DiskState, Generation, LinkLoss, NodeId, ReplicationState, Role, Term,
-        VolumeId,
+        VerifyState, VolumeId,
     };
 
     /// A configuration to test with.
@@ -358,6 +384,12 @@ pub(super) mod tests {
                         unacked: 0,
                         sync_done: 1 << 18,
                         sync_total: 3 << 18,
+                        verify: VerifyStatus {
+                            state: VerifyState::Done,
+                            at: 1 << 20,
+                            found: vec![4096..12_288; 1].into(),
+                            ..VerifyStatus::default()
+                        },
                     }],
                 },
             },
@@ -407,6 +439,16 @@ pub(super) mod tests {
         assert_eq!(peer["done"], 33.33);
         assert_eq!(peer["rate-kib-s"], 128);
         assert_eq!(peer["eta-s"], 4);
+        let verify = &peer["verify"];
+        assert_eq!(
+            (&verify["state"], &verify["at"]),
+            (&json!("done"), &json!(1024))
+        );
+        assert_eq!(
+            (&verify["found-kib"], &verify["skipped-kib"]),
+            (&json!(8), &json!(0))
+        );
+        assert_eq!(verify["ranges"], json!([{ "start": 4, "length": 8 }]));
         assert!(status["connections"][0].get("reason").is_none());
     }
 

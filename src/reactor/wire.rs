@@ -8,8 +8,9 @@ use lockstep_transport::packet::{self, Packet};
 use lockstep_transport::wire;
 
 use crate::engine::{
-    AckKind, BitmapChunk, DiskState, Envelope, Generation, Message, NodeId, NodeState, Protocol,
-    Role, Session, Span, SyncResult, Term, VolumeId, VolumeState, WriteKind,
+    AckKind, BitmapChunk, Digest, DiskState, Envelope, Generation, Message, NodeId, NodeState,
+    Protocol, Role, Session, Span, SyncResult, Term, VerifyResult, VolumeId, VolumeState,
+    WriteKind,
 };
 
 /// A packet that is well formed and still makes no sense.
@@ -103,6 +104,24 @@ fn take_sync(kind: packet::SyncResult) -> SyncResult {
         packet::SyncResult::Equal => SyncResult::Equal,
         packet::SyncResult::Differs => SyncResult::Differs,
         packet::SyncResult::Failed => SyncResult::Failed,
+    }
+}
+
+fn put_verify(result: VerifyResult) -> packet::VerifyResult {
+    match result {
+        VerifyResult::Equal => packet::VerifyResult::Equal,
+        VerifyResult::Differs => packet::VerifyResult::Differs,
+        VerifyResult::Busy => packet::VerifyResult::Busy,
+        VerifyResult::Failed => packet::VerifyResult::Failed,
+    }
+}
+
+fn take_verify(result: packet::VerifyResult) -> VerifyResult {
+    match result {
+        packet::VerifyResult::Equal => VerifyResult::Equal,
+        packet::VerifyResult::Differs => VerifyResult::Differs,
+        packet::VerifyResult::Busy => VerifyResult::Busy,
+        packet::VerifyResult::Failed => VerifyResult::Failed,
     }
 }
 
@@ -283,6 +302,33 @@ pub fn to_wire(envelope: Envelope, features: u64) -> packet::Envelope {
             size,
         },
         Message::SyncAdopted { volume } => Packet::SyncAdopted { volume: volume.0 },
+        Message::Verifying { volume, on } => Packet::Verifying {
+            volume: volume.0,
+            on,
+        },
+        Message::Verify {
+            id,
+            volume,
+            span,
+            digest,
+            hash,
+        } => Packet::Verify {
+            id,
+            volume: volume.0,
+            span: put_span(span),
+            digest: code(&Digest::ALL, &digest),
+            hash,
+        },
+        Message::VerifyAck { id, result } => Packet::VerifyAck {
+            id,
+            result: put_verify(result),
+        },
+        Message::Repair { volume, span, last } => Packet::Repair {
+            volume: volume.0,
+            span: put_span(span),
+            last,
+        },
+        Message::RepairDone { volume } => Packet::RepairDone { volume: volume.0 },
         Message::Promote { term } => Packet::Promote {
             term: put_term(term),
         },
@@ -408,6 +454,35 @@ pub fn from_wire(envelope: packet::Envelope) -> Result<Envelope, Meaningless> {
             size,
         },
         Packet::SyncAdopted { volume } => Message::SyncAdopted {
+            volume: VolumeId(volume),
+        },
+        Packet::Verifying { volume, on } => Message::Verifying {
+            volume: VolumeId(volume),
+            on,
+        },
+        Packet::Verify {
+            id,
+            volume,
+            span,
+            digest,
+            hash,
+        } => Message::Verify {
+            id,
+            volume: VolumeId(volume),
+            span: take_span(span),
+            digest: named(&Digest::ALL, digest, "digest")?,
+            hash,
+        },
+        Packet::VerifyAck { id, result } => Message::VerifyAck {
+            id,
+            result: take_verify(result),
+        },
+        Packet::Repair { volume, span, last } => Message::Repair {
+            volume: VolumeId(volume),
+            span: take_span(span),
+            last,
+        },
+        Packet::RepairDone { volume } => Message::RepairDone {
             volume: VolumeId(volume),
         },
         Packet::Promote { term } => Message::Promote {
@@ -633,6 +708,35 @@ mod tests {
         ]
     }
 
+    fn verifies() -> impl Strategy<Value = Message> {
+        let results = vec![
+            VerifyResult::Equal,
+            VerifyResult::Differs,
+            VerifyResult::Busy,
+            VerifyResult::Failed,
+        ];
+        let digests = prop::sample::select(Digest::ALL.to_vec());
+        let question = (any::<u64>(), volumes(), spans(), digests, any::<[u8; 32]>());
+        prop_oneof![
+            (volumes(), any::<bool>()).prop_map(|(volume, on)| Message::Verifying { volume, on }),
+            question.prop_map(|(id, volume, span, digest, hash)| Message::Verify {
+                id,
+                volume,
+                span,
+                digest,
+                hash,
+            }),
+            (any::<u64>(), prop::sample::select(results))
+                .prop_map(|(id, result)| Message::VerifyAck { id, result }),
+            (volumes(), spans(), any::<bool>()).prop_map(|(volume, span, last)| Message::Repair {
+                volume,
+                span,
+                last
+            }),
+            volumes().prop_map(|volume| Message::RepairDone { volume }),
+        ]
+    }
+
     fn roles() -> impl Strategy<Value = Message> {
         prop_oneof![
             terms().prop_map(|term| Message::Promote { term }),
@@ -652,7 +756,7 @@ mod tests {
     }
 
     fn envelopes() -> impl Strategy<Value = Envelope> {
-        let message = prop_oneof![handshakes(), replication(), syncs(), roles()];
+        let message = prop_oneof![handshakes(), replication(), syncs(), verifies(), roles()];
         (any::<u64>(), terms(), any::<u64>(), message).prop_map(
             |(session, term, frame, message)| Envelope {
                 session: Session(session),

@@ -1,5 +1,5 @@
-//! Control bodies: what follows the header of `State`, `Agree`, `Bitmap`, `Barrier` and
-//! `SyncCompare` frames.
+//! Control bodies: what follows the header of `State`, `Agree`, `Bitmap`, `Barrier`,
+//! `SyncCompare` and `Verify` frames.
 //!
 //! Decoding checks every count before it allocates and accepts nothing after the end. Encoding
 //! applies the same limits, so that what one side can send the other can read.
@@ -18,6 +18,8 @@ pub const MAX_WORDS: usize = 512;
 pub const ROLES: u8 = 3;
 /// Codes of a disk state, in DRBD's order from Diskless to UpToDate.
 pub const DISK_STATES: u8 = 9;
+/// Codes of what a verify hashes with: BLAKE3, CRC32C, XXH3, MD5, SHA-1, SHA-256.
+pub const DIGESTS: u8 = 6;
 /// Codes of a replication protocol: A, B, C.
 pub const PROTOCOLS: u8 = 3;
 

@@ -7,7 +7,7 @@
 //! has one encoding.
 
 use crate::body::{
-    Cursor, DISK_STATES, Lanes, WireBitmap, WireState, decode_verdicts, encode_verdicts,
+    Cursor, DIGESTS, DISK_STATES, Lanes, WireBitmap, WireState, decode_verdicts, encode_verdicts,
 };
 use crate::wire::{
     BodyFault, Carries, Fields, HEADER_LEN, Header, Kind, MAX_DATA, MAX_NODES, MAX_SPAN, SECTOR,
@@ -101,6 +101,28 @@ impl SyncResult {
     }
 }
 
+/// How a block of an online verify compares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum VerifyResult {
+    Equal = 0,
+    Differs = 1,
+    Busy = 2,
+    Failed = 3,
+}
+
+impl VerifyResult {
+    fn from_code(kind: Kind, value: u8) -> Result<VerifyResult, WireError> {
+        match value {
+            0 => Ok(VerifyResult::Equal),
+            1 => Ok(VerifyResult::Differs),
+            2 => Ok(VerifyResult::Busy),
+            3 => Ok(VerifyResult::Failed),
+            _ => Err(WireError::Code { kind, value }),
+        }
+    }
+}
+
 /// A message without its data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Packet {
@@ -171,6 +193,30 @@ pub enum Packet {
         size: u64,
     },
     SyncAdopted {
+        volume: u16,
+    },
+    Verifying {
+        volume: u16,
+        on: bool,
+    },
+    Verify {
+        id: u64,
+        volume: u16,
+        span: Span,
+        /// Below [`DIGESTS`].
+        digest: u8,
+        hash: [u8; 32],
+    },
+    VerifyAck {
+        id: u64,
+        result: VerifyResult,
+    },
+    Repair {
+        volume: u16,
+        span: Span,
+        last: bool,
+    },
+    RepairDone {
         volume: u16,
     },
     Promote {
@@ -267,6 +313,21 @@ impl Packet {
                 size,
             } => new(Kind::SyncDone).volume(volume).id(generation).aux(size),
             Packet::SyncAdopted { volume } => new(Kind::SyncAdopted).volume(volume),
+            Packet::Verifying { volume, on } => {
+                new(Kind::Verifying).volume(volume).flag(on, FLAG_OK)
+            }
+            Packet::Verify {
+                id,
+                volume,
+                span,
+                digest,
+                ..
+            } => blocks(Kind::Verify, id, volume, span).code(digest),
+            Packet::VerifyAck { id, result } => new(Kind::VerifyAck).id(id).code(result as u8),
+            Packet::Repair { volume, span, last } => {
+                blocks(Kind::Repair, 0, volume, span).flag(last, FLAG_OK)
+            }
+            Packet::RepairDone { volume } => new(Kind::RepairDone).volume(volume),
             Packet::Promote { term } => with_term(Kind::Promote, term),
             Packet::PromoteReply { term, granted } => {
                 with_term(Kind::PromoteReply, term).flag(granted, FLAG_OK)
@@ -313,9 +374,11 @@ impl Packet {
             {
                 Some(MAX_SPAN)
             }
+            Packet::Repair { .. } => Some(MAX_SPAN),
             Packet::Write { .. }
             | Packet::SyncWrite { .. }
             | Packet::SyncCompare { .. }
+            | Packet::Verify { .. }
             | Packet::Read { .. } => Some(MAX_DATA),
             _ => None,
         };
@@ -349,6 +412,9 @@ impl Packet {
             Packet::DiskState { state: value, .. } if value >= DISK_STATES => {
                 Err(WireError::Code { kind, value })
             }
+            Packet::Verify { digest: value, .. } if value >= DIGESTS => {
+                Err(WireError::Code { kind, value })
+            }
             Packet::Promote { term } | Packet::PromoteReply { term, .. }
                 if term.node >= MAX_NODES =>
             {
@@ -368,7 +434,7 @@ impl Packet {
                 lanes.encode(out);
                 Ok(())
             }
-            Packet::SyncCompare { hash, .. } => {
+            Packet::SyncCompare { hash, .. } | Packet::Verify { hash, .. } => {
                 out.extend_from_slice(hash);
                 Ok(())
             }
@@ -508,6 +574,17 @@ fn decode_fields(fields: &Fields) -> Result<Packet, WireError> {
             size: aux,
         },
         Kind::SyncAdopted => Packet::SyncAdopted { volume },
+        Kind::Verifying => Packet::Verifying { volume, on: ok },
+        Kind::VerifyAck => Packet::VerifyAck {
+            id,
+            result: VerifyResult::from_code(kind, fields.code)?,
+        },
+        Kind::Repair => Packet::Repair {
+            volume,
+            span,
+            last: ok,
+        },
+        Kind::RepairDone => Packet::RepairDone { volume },
         Kind::Promote => Packet::Promote { term },
         Kind::PromoteReply => Packet::PromoteReply { term, granted: ok },
         Kind::Demoted => Packet::Demoted,
@@ -529,9 +606,12 @@ fn decode_fields(fields: &Fields) -> Result<Packet, WireError> {
         Kind::Outdated => Packet::Outdated,
         Kind::Ping => Packet::Ping,
         Kind::Pong => Packet::Pong,
-        Kind::State | Kind::Agree | Kind::Bitmap | Kind::Barrier | Kind::SyncCompare => {
-            return Err(WireError::Fields { kind });
-        }
+        Kind::State
+        | Kind::Agree
+        | Kind::Bitmap
+        | Kind::Barrier
+        | Kind::SyncCompare
+        | Kind::Verify => return Err(WireError::Fields { kind }),
     })
 }
 
@@ -549,19 +629,28 @@ fn decode_body(fields: &Fields, body: &[u8]) -> Result<Packet, BodyFault> {
             sequence: fields.id,
             lanes: Lanes::decode(body)?,
         },
-        Kind::SyncCompare => {
-            let mut cursor = Cursor(body);
-            let hash = cursor.array()?;
-            cursor.end()?;
-            Packet::SyncCompare {
-                id: fields.id,
-                volume: fields.volume,
-                span: fields.span,
-                hash,
-            }
-        }
+        Kind::SyncCompare => Packet::SyncCompare {
+            id: fields.id,
+            volume: fields.volume,
+            span: fields.span,
+            hash: decode_hash(body)?,
+        },
+        Kind::Verify => Packet::Verify {
+            id: fields.id,
+            volume: fields.volume,
+            span: fields.span,
+            digest: fields.code,
+            hash: decode_hash(body)?,
+        },
         _ => return Err(BodyFault::Trailing(body.len())),
     })
+}
+
+fn decode_hash(body: &[u8]) -> Result<[u8; 32], BodyFault> {
+    let mut cursor = Cursor(body);
+    let hash = cursor.array()?;
+    cursor.end()?;
+    Ok(hash)
 }
 
 #[cfg(test)]
@@ -633,6 +722,7 @@ mod tests {
         fn hostile_bodies_are_refused_or_mean_one_thing(
             kind in prop::sample::select(vec![
                 Kind::State, Kind::Agree, Kind::Bitmap, Kind::Barrier, Kind::SyncCompare,
+                Kind::Verify,
             ]),
             envelope in envelope(),
             body in prop::collection::vec(any::<u8>(), 0..300),

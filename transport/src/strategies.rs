@@ -4,7 +4,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use crate::body::*;
-use crate::packet::{AckKind, Envelope, Packet, SyncResult, WriteKind};
+use crate::packet::{AckKind, Envelope, Packet, SyncResult, VerifyResult, WriteKind};
 use crate::wire::{MAX_DATA, MAX_LANES, MAX_SPAN, SECTOR, Span, Term};
 
 /// Largest data of a random packet, to keep the tests quick.
@@ -229,6 +229,36 @@ fn sync_packet() -> impl Strategy<Value = Packet> {
     ]
 }
 
+fn verify_packet() -> impl Strategy<Value = Packet> {
+    let result = prop::sample::select(vec![
+        VerifyResult::Equal,
+        VerifyResult::Differs,
+        VerifyResult::Busy,
+        VerifyResult::Failed,
+    ]);
+    let question = (
+        any::<u64>(),
+        any::<u16>(),
+        span(MAX_DATA),
+        0..DIGESTS,
+        any::<[u8; 32]>(),
+    );
+    prop_oneof![
+        any::<(u16, bool)>().prop_map(|(volume, on)| Packet::Verifying { volume, on }),
+        question.prop_map(|(id, volume, span, digest, hash)| Packet::Verify {
+            id,
+            volume,
+            span,
+            digest,
+            hash,
+        }),
+        (any::<u64>(), result).prop_map(|(id, result)| Packet::VerifyAck { id, result }),
+        (any::<u16>(), span(MAX_SPAN), any::<bool>())
+            .prop_map(|(volume, span, last)| Packet::Repair { volume, span, last }),
+        any::<u16>().prop_map(|volume| Packet::RepairDone { volume }),
+    ]
+}
+
 fn state_packet() -> impl Strategy<Value = Packet> {
     let verdicts = vec(any::<u8>(), 0..=MAX_VOLUMES);
     let bare = vec![
@@ -264,7 +294,7 @@ fn state_packet() -> impl Strategy<Value = Packet> {
 
 /// Any envelope that may be sent, its frame number still to be set.
 pub fn envelope() -> impl Strategy<Value = Envelope> {
-    let packet = prop_oneof![io_packet(), sync_packet(), state_packet()];
+    let packet = prop_oneof![io_packet(), sync_packet(), verify_packet(), state_packet()];
     (any::<u64>(), term(), packet).prop_map(|(session, term, packet)| Envelope {
         lane: 0,
         session,

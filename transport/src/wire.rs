@@ -49,6 +49,11 @@ pub enum Kind {
     SyncAck = 34,
     SyncDone = 35,
     SyncAdopted = 36,
+    Verifying = 40,
+    Verify = 41,
+    VerifyAck = 42,
+    Repair = 43,
+    RepairDone = 44,
     Promote = 48,
     PromoteReply = 49,
     Demoted = 50,
@@ -73,7 +78,7 @@ pub enum Carries {
 
 impl Kind {
     /// Every kind of version 1.
-    pub const ALL: [Kind; 27] = [
+    pub const ALL: [Kind; 32] = [
         Kind::State,
         Kind::Agree,
         Kind::Bitmap,
@@ -91,6 +96,11 @@ impl Kind {
         Kind::SyncAck,
         Kind::SyncDone,
         Kind::SyncAdopted,
+        Kind::Verifying,
+        Kind::Verify,
+        Kind::VerifyAck,
+        Kind::Repair,
+        Kind::RepairDone,
         Kind::Promote,
         Kind::PromoteReply,
         Kind::Demoted,
@@ -111,9 +121,12 @@ impl Kind {
     /// What may follow its header.
     pub fn carries(self) -> Carries {
         match self {
-            Kind::State | Kind::Agree | Kind::Bitmap | Kind::Barrier | Kind::SyncCompare => {
-                Carries::Body
-            }
+            Kind::State
+            | Kind::Agree
+            | Kind::Bitmap
+            | Kind::Barrier
+            | Kind::SyncCompare
+            | Kind::Verify => Carries::Body,
             Kind::Write | Kind::ReadReply | Kind::SyncWrite => Carries::Data,
             Kind::Stored
             | Kind::Ready
@@ -124,6 +137,10 @@ impl Kind {
             | Kind::SyncAck
             | Kind::SyncDone
             | Kind::SyncAdopted
+            | Kind::Verifying
+            | Kind::VerifyAck
+            | Kind::Repair
+            | Kind::RepairDone
             | Kind::Promote
             | Kind::PromoteReply
             | Kind::Demoted

@@ -10,6 +10,7 @@ use lockstep::engine::{
 use crate::disk::{Pages, SECTOR};
 use crate::node::{Carrier, EXTENT, Origin, Request, Target, Wish};
 use crate::oracle::{Check, Outcome, WriteId, stamp_of};
+use crate::verify::in_step;
 use crate::world::{Phase, World};
 
 /// Sectors per bit of the bitmap.
@@ -199,10 +200,8 @@ impl World {
         let replicating = status.is_some_and(|s| {
             s.connection.peer_devices.get(volume).is_some_and(|d| {
                 // A primary that takes its disk back rests on the peer's.
-                let follows = matches!(
-                    d.replication,
-                    ReplicationState::Established | ReplicationState::SyncTarget
-                );
+                let follows =
+                    in_step(d.replication) || d.replication == ReplicationState::SyncTarget;
                 follows && d.peer_disk == DiskState::UpToDate
             })
         });
@@ -258,6 +257,18 @@ impl World {
             return;
         };
         let accepted = process.session;
+        let target = process.status.connection.peer_devices.get(volume);
+        let target = target.is_some_and(|p| p.replication == ReplicationState::SyncTarget);
+        let marked = self.nodes[node]
+            .superblock(volume)
+            .is_none_or(|s| s.inconsistent);
+        if sync && target && !marked {
+            let text = format!(
+                "node {node} writes a sync block to volume {volume}, whose superblock does not \
+                 say Inconsistent"
+            );
+            self.oracle.report(5, Check::Marked, text);
+        }
         if session != accepted {
             let text = format!(
                 "node {node} submits {span} of session {:x}, it accepted session {:x}",
@@ -696,13 +707,15 @@ impl World {
             return;
         };
         let connection = &process.status.connection;
-        let now = connection.peer_devices.iter().all(|p| {
-            p.replication == ReplicationState::Established && p.peer_disk == DiskState::UpToDate
-        }) && process
-            .status
-            .devices
+        let now = connection
+            .peer_devices
             .iter()
-            .all(|d| d.disk == DiskState::UpToDate);
+            .all(|p| in_step(p.replication) && p.peer_disk == DiskState::UpToDate)
+            && process
+                .status
+                .devices
+                .iter()
+                .all(|d| d.disk == DiskState::UpToDate);
         let before = std::mem::replace(&mut process.established, now);
         let (serving, from) = (process.serving, process.session_from);
         let diskless = process

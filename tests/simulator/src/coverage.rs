@@ -25,8 +25,15 @@ fn message_column(message: &Message) -> usize {
     match message {
         Message::State(_) | Message::Agree { .. } | Message::Bitmap(_) | Message::Ready => 5,
         Message::Write { .. } | Message::Barrier { .. } | Message::Flush { .. } => 6,
-        Message::SyncWrite { .. } | Message::SyncCompare { .. } | Message::SyncDone { .. } => 7,
-        Message::WriteAck { .. } | Message::FlushAck { .. } | Message::SyncAck { .. } => 8,
+        Message::SyncWrite { .. }
+        | Message::SyncCompare { .. }
+        | Message::SyncDone { .. }
+        | Message::Verify { .. }
+        | Message::Repair { .. } => 7,
+        Message::WriteAck { .. }
+        | Message::FlushAck { .. }
+        | Message::SyncAck { .. }
+        | Message::VerifyAck { .. } => 8,
         Message::Promote { .. } | Message::PromoteReply { .. } | Message::Demoted => 9,
         _ => 10,
     }

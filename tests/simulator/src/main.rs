@@ -25,6 +25,7 @@ mod scenario;
 mod schedule;
 mod storage;
 mod trace;
+mod verify;
 mod voter;
 mod votes;
 mod wire;

@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use lockstep::engine::{
-    Buffer, Config, Engine, Event, Generation, IoId, MetaOp, RequestId, ResourceStatus, Session,
-    Span, Superblock, Term, Time, VolumeImage,
+    Buffer, Config, Digest, Engine, Event, Generation, IoId, MetaOp, RequestId, ResourceStatus,
+    Session, Span, Superblock, Term, Time, VolumeImage,
 };
 
 use crate::disk::{Disk, OpId, SECTOR};
@@ -78,7 +78,7 @@ pub enum Target {
     Read {
         io: IoId,
         buffer: Buffer,
-        hash: bool,
+        hash: Option<Digest>,
     },
     Write {
         io: IoId,

@@ -1,12 +1,11 @@
 //! The operator: scripted, random, sometimes unreasonable in the safety phase; patient and
 //! sensible in the liveness phase, where it mends what the faults have left behind.
 
-use lockstep::engine::{
-    Command, ConnectionState, DiskState, Ground, Refusal, ReplicationState, Role, VolumeId,
-};
+use lockstep::engine::{Command, ConnectionState, DiskState, Ground, Refusal, Role, VolumeId};
 
 use crate::node::Purpose;
 use crate::scenario::Weights;
+use crate::verify::in_step;
 use crate::world::{Happening, Phase, World};
 
 impl World {
@@ -114,6 +113,7 @@ impl World {
             w.detach,
             w.invalidate,
             w.force,
+            w.verify,
         ]);
         let volume = VolumeId(self.rng.below(self.plan.volumes as u64) as u16);
         match choice {
@@ -126,6 +126,7 @@ impl World {
                 self.command(node, Command::Invalidate { volume }, Purpose::Other);
             }
             6 => self.force(primary),
+            7 => self.verify(node, volume),
             _ => {}
         }
     }
@@ -320,7 +321,7 @@ impl World {
                         .connection
                         .peer_devices
                         .iter()
-                        .all(|d| d.replication == ReplicationState::Established)
+                        .all(|d| in_step(d.replication))
             })
         });
         let node = if synced {

@@ -40,6 +40,8 @@ pub enum Check {
     Fence,
     /// A sync block overwrote newer data.
     Order,
+    /// A sync block was written to a disk that was not recorded as inconsistent.
+    Marked,
     /// A data write was submitted before its extent was durable in the log.
     Logged,
     /// The cluster did not recover after the faults stopped.
@@ -61,6 +63,7 @@ impl fmt::Display for Check {
             Check::Promote => "PROMOTE",
             Check::Fence => "FENCE",
             Check::Order => "ORDER",
+            Check::Marked => "MARKED",
             Check::Logged => "LOGGED",
             Check::Live => "LIVE",
             Check::Compare => "COMPARE",

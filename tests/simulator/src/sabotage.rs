@@ -20,7 +20,7 @@ pub struct Plant {
 
 /// The row of a defect.
 pub fn plant(defect: Sabotage) -> Plant {
-    use Check::{Causal, Completion, Dirty, Equal, Fence, Logged, Order, Promote};
+    use Check::{Causal, Compare, Completion, Dirty, Equal, Fence, Logged, Marked, Order, Promote};
     use Protocol::{A, C};
     let (rule, check, protocol, scenarios): (u8, Check, Protocol, &'static [&'static str]) =
         match defect {
@@ -40,6 +40,10 @@ pub fn plant(defect: Sabotage) -> Plant {
             Sabotage::IgnoreTerm => (7, Fence, C, &["deposed"]),
             Sabotage::StaleSession => (7, Fence, C, &["links", "flapping"]),
             Sabotage::PromoteWithoutDrain => (7, Fence, A, &["overtaken", "flapping"]),
+            Sabotage::InconsistentLate => (5, Marked, C, &["links", "kills"]),
+            Sabotage::FinishBeforeFlush => (2, Dirty, C, &["power", "storm"]),
+            Sabotage::VerifySkipsDifferences => (4, Compare, C, &["silent"]),
+            Sabotage::WeakHashClears => (2, Equal, C, &["links", "kills"]),
         };
     Plant {
         defect,
@@ -84,7 +88,7 @@ mod tests {
 
     #[test]
     fn every_defect_has_a_name_and_known_scenarios() {
-        assert_eq!(list().lines().count(), 16);
+        assert_eq!(list().lines().count(), Sabotage::ALL.len());
         for (defect, name) in Sabotage::ALL {
             assert_eq!(by_name(name), Some(*defect));
             for scenario in plant(*defect).scenarios {

@@ -37,6 +37,8 @@ pub struct Weights {
     pub disconnect: u32,
     pub detach: u32,
     pub invalidate: u32,
+    /// Operator: compare the copies, with or without a repair.
+    pub verify: u32,
     /// Operator: promote by force while the other node cannot be asked.
     pub force: u32,
     /// The run begins with a first sync, and a slow one.
@@ -74,6 +76,7 @@ const NONE: Weights = Weights {
     disconnect: 0,
     detach: 0,
     invalidate: 0,
+    verify: 0,
     force: 0,
     first_sync: 0,
     inspect: 2,
@@ -86,6 +89,7 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "calm",
         story: "nothing fails while applications write on one node and then on the other",
         weights: Weights {
+            verify: 6,
             switch: 4,
             slow_disk: 1,
             ..NONE
@@ -95,6 +99,7 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "links",
         story: "connections break, hang half-open, are cut one way and come back",
         weights: Weights {
+            verify: 4,
             link_drop: 6,
             half_open: 4,
             cut_one_way: 3,
@@ -109,6 +114,7 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "kills",
         story: "data planes are killed at any step, with their disk writes still in flight",
         weights: Weights {
+            verify: 3,
             kill: 8,
             kill_agent: 4,
             link_drop: 2,
@@ -121,6 +127,7 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "power",
         story: "one or both nodes lose power, and with it what their disks had cached",
         weights: Weights {
+            verify: 3,
             power_one: 7,
             power_both: 3,
             kill: 2,
@@ -133,6 +140,7 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "takeover",
         story: "the primary goes away and an operator tries to go on with what is left",
         weights: Weights {
+            verify: 3,
             kill_agent: 5,
             power_one: 4,
             partition: 4,
@@ -147,6 +155,7 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "pauses",
         story: "processes stop for seconds and go on as if nothing had happened",
         weights: Weights {
+            verify: 3,
             pause: 8,
             half_open: 3,
             link_drop: 2,
@@ -159,6 +168,7 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "disks",
         story: "disks report errors, are full, are detached and come back",
         weights: Weights {
+            verify: 4,
             disk_error: 6,
             slow_disk: 3,
             detach: 5,
@@ -207,6 +217,7 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "syncing",
         story: "applications write small blocks while a first sync takes its time",
         weights: Weights {
+            verify: 3,
             first_sync: 1,
             link_drop: 1,
             kill: 1,
@@ -217,6 +228,7 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "flapping",
         story: "connections and primaries are lost and replaced while disks are slow",
         weights: Weights {
+            verify: 4,
             link_drop: 12,
             kill: 3,
             slow_disk: 6,
@@ -246,6 +258,7 @@ pub const SCENARIOS: &[Scenario] = &[
             disconnect: 2,
             detach: 2,
             invalidate: 1,
+            verify: 3,
             force: 0,
             first_sync: 0,
             ..NONE
@@ -268,6 +281,19 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "silent",
         story: "disks lose or misplace data writes without a word; the last comparison finds it",
         weights: Weights { silent: 6, ..NONE },
+    },
+    Scenario {
+        name: "verify",
+        story: "the copies are compared and repaired again and again while everything happens",
+        weights: Weights {
+            verify: 60,
+            link_drop: 1,
+            kill: 1,
+            pause: 1,
+            slow_disk: 3,
+            switch: 3,
+            ..NONE
+        },
     },
 ];
 

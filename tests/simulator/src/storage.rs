@@ -130,8 +130,8 @@ impl World {
                     (&result, &mut self.nodes[node].process)
                 {
                     process.fill(buffer, stamps);
-                    if hashed {
-                        outcome = IoOutcome::Hash(hash(stamps));
+                    if let Some(digest) = hashed {
+                        outcome = IoOutcome::Hash(hash(digest, stamps));
                     }
                 }
                 self.feed(node, Event::Io { io, outcome });

@@ -113,6 +113,9 @@ fn brief(message: &Message) -> String {
         Message::SyncCompare {
             id, volume, span, ..
         } => format!("SyncCompare {id} {volume} {span}"),
+        Message::Verify {
+            id, volume, span, ..
+        } => format!("Verify {id} {volume} {span}"),
         other => format!("{other:?}"),
     }
 }

@@ -6,12 +6,11 @@
 
 use std::collections::VecDeque;
 
-use lockstep::engine::{
-    Command, DiskState, Event, Generation, Ground, ReplicationState, Role, Term, VolumeId, Vote,
-};
+use lockstep::engine::{Command, DiskState, Event, Generation, Ground, Role, Term, VolumeId, Vote};
 
 use crate::node::Purpose;
 use crate::schedule::{Instant, MILLI, SECOND};
+use crate::verify::in_step;
 use crate::voter::{Ask, Copy, Denied, LEASE};
 use crate::world::{Happening, World};
 
@@ -295,7 +294,7 @@ impl World {
                 Copy {
                     current: Generation(device.current),
                     ancestry: ancestry.map(Generation).filter(|g| !g.is_fresh()).collect(),
-                    agreed: peer.replication == ReplicationState::Established
+                    agreed: in_step(peer.replication)
                         && (device.disk, peer.peer_disk)
                             == (DiskState::UpToDate, DiskState::UpToDate),
                 }

@@ -24,6 +24,7 @@ use crate::oracle::{Check, Oracle, Violation};
 use crate::rng::Rng;
 use crate::scenario::{Options, Plan};
 use crate::schedule::{Instant, SECOND, Schedule};
+use crate::verify::LastVerify;
 use crate::voter::Voter;
 use crate::votes::{Answer, Question};
 
@@ -131,6 +132,9 @@ pub struct World {
     pub carried: Vec<Vec<Option<Carrier>>>,
     pub trace: String,
     pub dialing: bool,
+    /// Of a run with silent faults.
+    pub last_verify: LastVerify,
+    compared: bool,
     actions: Vec<Action>,
 }
 
@@ -176,6 +180,8 @@ impl World {
             phase: Phase::Safety,
             trace: String::new(),
             dialing: false,
+            last_verify: LastVerify::default(),
+            compared: false,
             actions: Vec::new(),
             nodes,
             clients,
@@ -202,8 +208,7 @@ impl World {
             self.apply(happening);
             events += 1;
             if let Phase::Liveness { until } = self.phase {
-                if self.recovered() {
-                    self.finish();
+                if self.recovered() && self.wind_up() {
                     break;
                 }
                 if self.schedule.now() > until {
@@ -424,6 +429,14 @@ impl World {
         self.check_established(node);
     }
 
+    /// The goal is reached: the last comparisons. True when they are done.
+    fn wind_up(&mut self) -> bool {
+        if !std::mem::replace(&mut self.compared, true) {
+            self.finish();
+        }
+        self.plan.scenario.weights.silent == 0 || self.last_verify_done()
+    }
+
     pub fn command(&mut self, node: usize, command: Command, purpose: Purpose) {
         let Some(process) = &mut self.nodes[node].process else {
             return;
@@ -460,7 +473,7 @@ impl World {
                     Target::Read {
                         io,
                         buffer,
-                        hash: false,
+                        hash: None,
                     },
                 );
             }
@@ -469,6 +482,7 @@ impl World {
                 volume,
                 span,
                 buffer,
+                digest,
             } => {
                 self.read(
                     node,
@@ -477,7 +491,7 @@ impl World {
                     Target::Read {
                         io,
                         buffer,
-                        hash: true,
+                        hash: Some(digest),
                     },
                 );
             }
@@ -596,5 +610,6 @@ impl World {
             self.nodes[node].left_alone = true;
         }
         self.note(Some(node), "notice", || format!("{notice:?}"));
+        self.check_verify(node, notice);
     }
 }
