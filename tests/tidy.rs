@@ -43,7 +43,9 @@ fn product(path: &Path, text: &str) -> Option<String> {
     let name = path.file_name()?.to_str()?;
     let test_file = name.contains("test")
         || ["pair.rs", "strategies.rs", "conformance.rs"].contains(&name)
-        || path.components().any(|c| c.as_os_str() == "conformance");
+        || path
+            .components()
+            .any(|c| c.as_os_str() == "conformance" || c.as_os_str() == "pair");
     if test_file {
         return None;
     }

@@ -377,6 +377,20 @@ impl Keeper {
                     self.command(&ServeRequest::Invalidate { volume }).await?;
                 }
             }
+            Order::PauseSync { volume, on } => {
+                for volume in self.volumes(*volume)? {
+                    let on = *on;
+                    let request = ServeRequest::PauseSync { volume, on };
+                    self.command(&request).await?;
+                }
+            }
+            Order::Verify(volume, scope) => {
+                for volume in self.volumes(*volume)? {
+                    let scope = scope.clone();
+                    let request = ServeRequest::Verify { volume, scope };
+                    self.command(&request).await?;
+                }
+            }
         }
         Ok(Value::Null)
     }

@@ -14,7 +14,7 @@ use super::hub::Hub;
 use super::keeper::{Input, Keeper, Site};
 use super::order::Order;
 use super::plan::Plan;
-use super::protocol::{ControlRequest, ErrorKind, ErrorReply, Target};
+use super::protocol::{ControlRequest, ErrorKind, ErrorReply, Target, VerifyOptions};
 use super::status::{Phase, Status};
 
 /// Reads the configuration of this node; called at start and whenever it may have changed.
@@ -369,6 +369,16 @@ fn flag(options: &Map<String, Value>, name: &str) -> bool {
     options.get(name).and_then(Value::as_bool).unwrap_or(false)
 }
 
+fn verify_options(options: &Map<String, Value>) -> Result<VerifyOptions, ErrorReply> {
+    serde_json::from_value(Value::Object(options.clone())).map_err(|error| {
+        ErrorReply::new(
+            ErrorKind::Usage,
+            format!("the options of verify make no sense: {error}"),
+            "command line and agent may be of different versions: restart the agent",
+        )
+    })
+}
+
 /// The order that a verb with its options means.
 fn order(verb: &str, target: &Target, options: &Map<String, Value>) -> Result<Order, ErrorReply> {
     let volume = match target {
@@ -389,6 +399,11 @@ fn order(verb: &str, target: &Target, options: &Map<String, Value>) -> Result<Or
         },
         "secondary" => Order::Secondary,
         "invalidate" => Order::Invalidate(volume),
+        "pause-sync" | "resume-sync" => Order::PauseSync {
+            volume,
+            on: verb == "pause-sync",
+        },
+        "verify" => Order::Verify(volume, verify_options(options)?),
         _ => {
             return Err(ErrorReply::new(
                 ErrorKind::Usage,
@@ -399,7 +414,11 @@ fn order(verb: &str, target: &Target, options: &Map<String, Value>) -> Result<Or
     };
     let by_volume = matches!(
         order,
-        Order::Attach(_) | Order::Detach(_) | Order::Invalidate(_)
+        Order::Attach(_)
+            | Order::Detach(_)
+            | Order::Invalidate(_)
+            | Order::PauseSync { .. }
+            | Order::Verify(..)
     );
     if volume.is_some() && !by_volume {
         return Err(ErrorReply::new(
@@ -423,6 +442,10 @@ fn differences(old: &Plan, new: &Plan) -> Vec<&'static str> {
         (
             a.with_options_of(b).volumes != a.volumes,
             "speed of a resync",
+        ),
+        (
+            (&a.verify_alg, a.verify_repair) != (&b.verify_alg, b.verify_repair),
+            "verify-alg, verify-repair",
         ),
         (
             (&a.address, &a.peer_address) != (&b.address, &b.peer_address),

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::plan::Plan;
+use super::protocol::VerifyOptions;
 
 /// An order, for the keeper of its resource.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +21,11 @@ pub enum Order {
     },
     Secondary,
     Invalidate(Option<u16>),
+    PauseSync {
+        volume: Option<u16>,
+        on: bool,
+    },
+    Verify(Option<u16>, VerifyOptions),
     /// Takes over options that can change while the resource runs.
     Adjust(Box<Plan>),
 }
@@ -41,6 +47,12 @@ impl fmt::Display for Order {
             Order::Primary { .. } => ("primary", None),
             Order::Secondary => ("secondary", None),
             Order::Invalidate(volume) => ("invalidate", *volume),
+            Order::PauseSync { volume, on: true } => ("pause-sync", *volume),
+            Order::PauseSync { volume, .. } => ("resume-sync", *volume),
+            Order::Verify(volume, VerifyOptions { repair: true, .. }) => {
+                ("verify --repair", *volume)
+            }
+            Order::Verify(volume, _) => ("verify", *volume),
             // The plan holds the secret.
             Order::Adjust(_) => ("adjust", None),
         };

@@ -104,6 +104,7 @@ pub mod tests {
                 resource: name.to_owned(),
                 node: 0,
                 peer: 1,
+                node_name: "alpha".to_owned(),
                 peer_name: "beta".to_owned(),
                 protocol: 'C',
                 address: "127.0.0.1:7789".to_owned(),
@@ -115,6 +116,9 @@ pub mod tests {
                 ko_count: 7,
                 connect_interval: 10_000,
                 al_extents: 1237,
+                csums: false,
+                verify_alg: "crc32c".to_owned(),
+                verify_repair: false,
                 send_buffer: 0,
                 volumes: vec![ServeVolume {
                     volume: 0,

@@ -190,6 +190,8 @@ pub struct ServeConfig {
     pub resource: String,
     pub node: u8,
     pub peer: u8,
+    #[serde(default)]
+    pub node_name: String,
     pub peer_name: String,
     /// `A`, `B` or `C`.
     pub protocol: char,
@@ -205,6 +207,14 @@ pub struct ServeConfig {
     pub ko_count: u32,
     pub connect_interval: u64,
     pub al_extents: u16,
+    /// Every block of a sync is compared before it is copied.
+    #[serde(default)]
+    pub csums: bool,
+    /// A name that `verify-alg` takes.
+    #[serde(default)]
+    pub verify_alg: String,
+    #[serde(default)]
+    pub verify_repair: bool,
     /// `sndbuf-size`, bytes on their way to the peer; 0 = chosen by the data plane.
     pub send_buffer: u32,
     pub volumes: Vec<ServeVolume>,
@@ -221,6 +231,8 @@ impl ServeConfig {
             timeout: other.timeout,
             ko_count: other.ko_count,
             connect_interval: other.connect_interval,
+            verify_alg: other.verify_alg.clone(),
+            verify_repair: other.verify_repair,
             volumes: self
                 .volumes
                 .iter()
@@ -324,6 +336,19 @@ impl From<ResyncOptions> for Limits {
     }
 }
 
+/// What an operator says about a verify.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct VerifyOptions {
+    /// Bytes.
+    pub start: Option<u64>,
+    pub stop: Option<u64>,
+    /// As the configuration's `verify-repair`.
+    pub repair: bool,
+    /// Name of the node whose data counts; none = the primary.
+    pub from: Option<String>,
+}
+
 /// How applications reach a volume.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
@@ -371,6 +396,15 @@ pub enum ServeRequest {
     Secondary,
     Invalidate {
         volume: u16,
+    },
+    PauseSync {
+        volume: u16,
+        on: bool,
+    },
+    Verify {
+        volume: u16,
+        #[serde(flatten)]
+        scope: VerifyOptions,
     },
     Status,
     /// Streams notices as `Reply::Item` until the socket closes, a picture after every change.

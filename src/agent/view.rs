@@ -94,8 +94,31 @@ pub struct PeerDeviceView {
     pub eta_s: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    pub verify: VerifyView,
     #[serde(flatten)]
     pub more: Map<String, Value>,
+}
+
+/// What online verify has found. Amounts in KiB.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct VerifyView {
+    /// `idle`, `running`, `done` or `stopped`.
+    pub state: String,
+    pub at: u64,
+    pub found_kib: u64,
+    pub skipped_kib: u64,
+    pub repaired_kib: u64,
+    #[serde(flatten)]
+    pub more: Map<String, Value>,
+}
+
+impl PeerDeviceView {
+    /// Nothing is being copied: the copies get every write, whether they are compared or not.
+    fn follows(&self) -> bool {
+        let states = ["Established", "VerifyS", "VerifyT"];
+        states.contains(&self.replication_state.as_str())
+    }
 }
 
 impl ResourceView {
@@ -153,7 +176,7 @@ impl ResourceView {
                 .connections
                 .iter()
                 .flat_map(|c| &c.peer_devices)
-                .all(|p| p.replication_state == "Established" && p.peer_disk_state == "UpToDate")
+                .all(|p| p.follows() && p.peer_disk_state == "UpToDate")
     }
 
     /// The first connection that has given up, with its reason.

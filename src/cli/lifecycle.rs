@@ -48,6 +48,10 @@ pub enum Verb {
     Secondary(Target),
     /// Declare the local data bad: full sync from the peer
     Invalidate(Target),
+    /// Hold back the sync of a resource or volume
+    PauseSync(Target),
+    /// Let a sync go on that was held back here
+    ResumeSync(Target),
     /// Change how fast a resync may go, until the next `adjust`
     DiskOptions {
         #[command(flatten)]
@@ -134,6 +138,8 @@ pub fn run(global: &Global, verb: Verb) -> Outcome {
         Verb::Primary { target, force } => ("primary", target, flags(&[("force", force)])),
         Verb::Secondary(target) => ("secondary", target, Map::new()),
         Verb::Invalidate(target) => ("invalidate", target, Map::new()),
+        Verb::PauseSync(target) => ("pause-sync", target, Map::new()),
+        Verb::ResumeSync(target) => ("resume-sync", target, Map::new()),
         Verb::DiskOptions { target, options } => ("disk-options", target, options.given()),
         Verb::Adjust { target, dry_run } => return adjust(global, &target, dry_run),
     };

@@ -14,6 +14,7 @@ mod offline;
 mod processes;
 mod render;
 mod text;
+mod verify;
 mod wait;
 
 use std::ffi::OsString;
@@ -97,6 +98,8 @@ enum Verb {
     Look(look::Verb),
     #[command(flatten)]
     Wait(wait::Verb),
+    /// Compare the copies while they are in use, and repair what differs
+    Verify(verify::Verify),
     #[command(flatten)]
     Offline(offline::Verb),
 }
@@ -120,7 +123,6 @@ const LATER: &[&str] = &[
     "online",
     "outdate",
     "overview",
-    "pause-sync",
     "peer-device-options",
     "proc",
     "report",
@@ -128,14 +130,12 @@ const LATER: &[&str] = &[
     "resource",
     "resource-options",
     "resume-io",
-    "resume-sync",
     "setup",
     "show-gi",
     "standby",
     "suspend-io",
     "switchover",
     "upgrade",
-    "verify",
     "wait-role",
     "wipe",
     "wipe-md",
@@ -174,6 +174,8 @@ fn run(cli: Cli) -> Result<ExitCode, ErrorReply> {
         Verb::Lifecycle(verb) => lifecycle::run(global, verb),
         Verb::Look(verb) => look::run(global, verb),
         Verb::Wait(verb) => wait::run(global, verb),
+        // Has a result of its own besides the errors.
+        Verb::Verify(verify) => return verify::run(global, &verify),
         Verb::Offline(verb) => offline::run(global, verb),
     };
     outcome.map(|()| ExitCode::SUCCESS)

@@ -147,6 +147,17 @@ fn peer_device(text: &mut String, peer: &PeerDeviceView, numbered: bool, verbose
     ];
     line(text, 2, &words);
     reason(text, 3, peer.reason.as_ref());
+    let verify = &peer.verify;
+    if verbose || !matches!(verify.state.as_str(), "" | "idle") {
+        let words = [
+            format!("verify:{}", verify.state),
+            format!("at:{}", verify.at),
+            format!("found-kib:{}", verify.found_kib),
+            format!("skipped-kib:{}", verify.skipped_kib),
+            format!("repaired-kib:{}", verify.repaired_kib),
+        ];
+        line(text, 3, &words);
+    }
     if verbose {
         let counters = [
             format!("received:{}", peer.received),

@@ -12,7 +12,7 @@ use super::client::status;
 use super::{Global, Outcome};
 
 /// Between two looks: short beside what a person notices, cheap beside what a look costs.
-const EVERY: Duration = Duration::from_millis(100);
+pub const EVERY: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Subcommand)]
 pub enum Verb {
@@ -97,7 +97,7 @@ fn wait_for(
 }
 
 /// Reads `30`, `30s`, `500ms`, `2m`.
-fn duration(text: &str) -> Result<Duration, String> {
+pub fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let millis = match &text[digits.len()..] {
         "ms" => 1,

@@ -135,6 +135,7 @@ impl LocalResource<'_> {
             resource: self.resource.name.value.clone(),
             node: self.own.node_id,
             peer: self.peer.node_id,
+            node_name: self.own.name().to_owned(),
             peer_name: self.peer.name().to_owned(),
             protocol: net.protocol.letter(),
             address: self.own.address.value.to_string(),
@@ -146,6 +147,9 @@ impl LocalResource<'_> {
             ko_count: net.ko_count,
             connect_interval: millis(net.connect_interval),
             al_extents: self.al_extents(),
+            csums: net.csums_alg.is_some() && !net.csums_after_crash_only,
+            verify_alg: net.verify_alg.clone().unwrap_or_default(),
+            verify_repair: net.verify_repair,
             send_buffer: u32::try_from(net.send_buffer).unwrap_or(u32::MAX),
             volumes: self.own.volumes.iter().map(serve_volume).collect(),
         }

@@ -49,9 +49,10 @@ pub use model::{
     Cluster, Config, DataPath, DiskOptions, Host, MetaDisk, NetOptions, Protocol, Resource,
     Spanned, StartPolicy, Volume,
 };
-pub use options::disk_number;
+pub use options::{disk_number, size_in_bytes};
 pub use place::{MAX_MINOR, MAX_SOCKET_PATH};
 pub use read::MAX_NODE_ID;
+pub use schema::VERIFY_ALGS;
 pub use source::{Location, Span};
 
 use diagnostic::MAX_MESSAGES;

@@ -328,6 +328,11 @@ pub fn disk_number(name: &str, text: &str) -> Result<u64, String> {
     }
 }
 
+/// A size or place as DRBD's commands take them: without a unit in sectors of 512 bytes.
+pub fn size_in_bytes(text: &str) -> Result<u64, String> {
+    parse_number(text, Unit::Sectors).map_err(|_| format!("`{}` is no size", shown(text)))
+}
+
 /// A type that a field of the model can have.
 pub trait Field: Sized {
     /// From what was written or the default. Values have been checked against the schema, a test
@@ -367,6 +372,16 @@ impl Field for Option<u64> {
 
     fn write(&self) -> Option<Value> {
         self.map(Value::Number)
+    }
+}
+
+impl Field for bool {
+    fn read(value: Option<&Value>) -> bool {
+        matches!(value, Some(Value::Flag(true)))
+    }
+
+    fn write(&self) -> Option<Value> {
+        Some(Value::Flag(*self))
     }
 }
 
@@ -527,6 +542,14 @@ option_struct! {
     cram_hmac_alg: Option<String> = "cram-hmac-alg",
     /// Key of the connection's authentication.
     shared_secret: Option<String> = "shared-secret",
+    /// A sync compares blocks before it copies them.
+    csums_alg: Option<String> = "csums-alg",
+    /// It does so only where a crash left it open what differs, as it always does.
+    csums_after_crash_only: bool = "csums-after-crash-only",
+    /// What an online verify hashes with.
+    verify_alg: Option<String> = "verify-alg",
+    /// An online verify repairs what it finds, from the primary.
+    verify_repair: bool = "verify-repair",
     /// How payload reaches the front end's buffers.
     data_path: DataPath = "data-path",
 }

@@ -227,6 +227,12 @@ const fn cap(section: Section, name: &'static str, unit: Unit, [min, max]: [u64;
     Spec::new(section, name, kind)
 }
 
+/// What an online verify can hash with; the first is the default.
+pub const VERIFY_ALGS: &[&str] = &["crc32c", "xxh3", "sha1", "md5", "sha256"];
+
+/// Names of hashes that may clear dirty bits. Whichever it is, blocks are compared by BLAKE3.
+const STRONG_ALGS: &[&str] = &["blake3", "sha256", "sha1", "md5", "xxh3"];
+
 const fn choice(section: Section, name: &'static str, words: &'static [&'static str]) -> Spec {
     Spec::new(section, name, Kind::Choice(words))
 }
@@ -331,11 +337,11 @@ const NET: &[Spec] = &[
     choice(Net, "on-congestion", &["block", "pull-ahead", "disconnect"]).only(&["block"]),
     number(Net, "congestion-fill", Sectors, [0, 0, 20 * M]).not_yet(),
     number(Net, "congestion-extents", Count, [67, 1237, 65_534]).not_yet(),
-    text(Net, "csums-alg", 63).not_yet(),
-    flag(Net, "csums-after-crash-only", false).not_yet(),
-    text(Net, "verify-alg", 63).not_yet(),
+    Spec::new(Net, "csums-alg", Kind::Name(STRONG_ALGS)),
+    flag(Net, "csums-after-crash-only", false),
+    choice(Net, "verify-alg", VERIFY_ALGS),
     text(Net, "verify-schedule", 255).not_yet(),
-    flag(Net, "verify-repair", false).only(&["no"]),
+    flag(Net, "verify-repair", false),
     flag(Net, "use-rle", true).no_effect("the wire format compresses bitmaps by itself"),
     number(Net, "socket-check-timeout", Tenths, [0, 0, 300]).not_yet(),
     choice(

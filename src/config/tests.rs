@@ -249,7 +249,10 @@ fn a_host_has_all_its_names() {
 #[test]
 fn what_is_not_supported_is_refused_by_name() {
     for (body, what) in [
-        ("net { verify-alg crc32c; }", "`verify-alg`"),
+        (
+            "net { verify-schedule \"Sun 03:00\"; }",
+            "`verify-schedule`",
+        ),
         ("syncer { after r1; }", "`after`"),
         ("net { transport rdma; }", "`transport rdma`"),
         ("net { data-path zero-copy; }", "`data-path zero-copy`"),

@@ -67,6 +67,8 @@ pub struct Config {
     pub volumes: Vec<VolumeId>,
     /// How fast a sync from here may go; volumes that are not named have the defaults.
     pub limits: BTreeMap<VolumeId, Limits>,
+    /// A sync from here compares every block before it copies it (`csums-alg`).
+    pub csums: bool,
     pub protocol: Protocol,
     pub timeouts: Timeouts,
     pub vote: VoteMode,

@@ -112,6 +112,11 @@ pub enum Command {
     },
     /// Other liveness limits, from now on.
     Timeouts(Timeouts),
+    /// Pauses syncs of a volume, in either direction, or lets them go on.
+    PauseSync {
+        volume: VolumeId,
+        on: bool,
+    },
     /// Begins an online verify, run by this node.
     Verify {
         volume: VolumeId,

@@ -623,6 +623,9 @@ impl Engine {
             // Its answer was lost with the last link.
             self.on_new_generation_ack(index, peer.current);
             self.start_volume(index, verdict, peer.disk);
+            if self.volumes[index].paused.here {
+                self.tell_pause(index);
+            }
         }
         self.publish_connection(ConnectionState::Connected);
         self.recheck = true;

@@ -138,6 +138,7 @@ impl Engine {
         self.change_lost_link();
         for index in 0..self.volumes.len() {
             self.abandon_sync(index);
+            self.volumes[index].paused.peer = false;
             self.volumes[index].compared = false;
             self.set_replication(index, ReplicationState::Off);
             self.set_peer_disk(index, DiskState::DUnknown);
@@ -282,6 +283,7 @@ impl Engine {
             Message::SyncAck { id, kind } => self.on_sync_ack(id, kind),
             Message::SyncDone { generation, .. } => self.on_sync_done(link, index, generation),
             Message::SyncAdopted { .. } => self.on_sync_adopted(index),
+            Message::PauseSync { on, .. } => self.on_peer_pause(index, on),
             Message::Verifying { on, .. } => self.on_verifying(index, on),
             Message::Verify {
                 id,

@@ -162,6 +162,11 @@ pub enum Message {
     SyncAdopted {
         volume: VolumeId,
     },
+    /// The sender's operator has paused syncs of the volume, or lets them go on.
+    PauseSync {
+        volume: VolumeId,
+        on: bool,
+    },
     /// The sender has begun or ended an online verify of the volume.
     Verifying {
         volume: VolumeId,
@@ -291,6 +296,7 @@ impl Message {
             | Message::SyncCompare { volume, .. }
             | Message::SyncDone { volume, .. }
             | Message::SyncAdopted { volume }
+            | Message::PauseSync { volume, .. }
             | Message::Verifying { volume, .. }
             | Message::Verify { volume, .. }
             | Message::Repair { volume, .. }

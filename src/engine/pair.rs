@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::*;
 
+mod pause;
 mod verify;
 
 const SIZE: u64 = 64 << 20;
@@ -90,6 +91,7 @@ fn config(node: u8, protocol: Protocol) -> Config {
         peer: NodeId(1 - node),
         volumes: vec![VolumeId(0)],
         limits: Default::default(),
+        csums: false,
         protocol,
         timeouts: Timeouts::default(),
         vote: VoteMode::Operator,

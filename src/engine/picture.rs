@@ -66,7 +66,7 @@ impl Engine {
         let unacked = u32::try_from(self.transfer.unacked.len()).unwrap_or(u32::MAX);
         PeerDeviceStatus {
             volume: v.id,
-            replication: v.verify.shown().unwrap_or(v.replication),
+            replication: v.shown_replication(),
             peer_disk: v.peer_disk,
             received: v.counters.received,
             sent: v.counters.sent,
@@ -75,6 +75,8 @@ impl Engine {
             unacked,
             sync_done: done,
             sync_total: total,
+            paused_here: v.paused.here,
+            paused_by_peer: v.paused.peer,
             verify: v.verify.status(),
         }
     }

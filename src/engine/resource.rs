@@ -284,6 +284,7 @@ impl Engine {
             Command::Primary { force, ground } => self.on_primary(id, force, ground),
             Command::Secondary => self.on_secondary(id),
             Command::Invalidate { volume } => self.on_invalidate(id, volume),
+            Command::PauseSync { volume, on } => self.on_pause(id, volume, on),
             Command::Verify { volume, scope } => self.on_verify(id, volume, scope),
             Command::Timeouts(timeouts) => {
                 self.config.timeouts = timeouts;

@@ -57,6 +57,8 @@ pub enum ReplicationState {
     Established,
     SyncSource,
     SyncTarget,
+    PausedSyncS,
+    PausedSyncT,
     /// This node compares its copy with the peer's, or the peer does.
     VerifyS,
     VerifyT,
@@ -98,7 +100,7 @@ macro_rules! names {
 names!(Role: Primary, Secondary, Unknown);
 names!(DiskState: Diskless, Attaching, Failed, Negotiating, Inconsistent, Outdated, DUnknown, Consistent, UpToDate);
 names!(ConnectionState: StandAlone, Disconnecting, Unconnected, Timeout, BrokenPipe, NetworkFailure, ProtocolError, Connecting, Connected);
-names!(ReplicationState: Off, WFBitMapS, WFBitMapT, Established, SyncSource, SyncTarget, VerifyS, VerifyT);
+names!(ReplicationState: Off, WFBitMapS, WFBitMapT, Established, SyncSource, SyncTarget, PausedSyncS, PausedSyncT, VerifyS, VerifyT);
 names!(VerifyState: Idle, Running, Done, Stopped);
 
 /// What `status` shows of a resource.
@@ -157,6 +159,9 @@ pub struct PeerDeviceStatus {
     /// While a sync or verify runs: bytes done and to do since its start.
     pub sync_done: u64,
     pub sync_total: u64,
+    /// Syncs are paused by order of this node's operator, of the peer's.
+    pub paused_here: bool,
+    pub paused_by_peer: bool,
     pub verify: VerifyStatus,
 }
 

@@ -16,6 +16,19 @@ use super::reason::Refusal;
 use super::resource::{Engine, Pending, broken};
 use super::status::{DiskState, ReplicationState};
 
+/// Whose operator holds syncs of a volume back.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Paused {
+    pub(super) here: bool,
+    pub(super) peer: bool,
+}
+
+impl Paused {
+    pub(super) fn any(self) -> bool {
+        self.here || self.peer
+    }
+}
+
 /// Where a claimed block stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
@@ -207,7 +220,7 @@ impl Engine {
                 return;
             };
             sync.wake = None;
-            if sync.blocks.len() >= limit {
+            if v.paused.any() || sync.blocks.len() >= limit {
                 return;
             }
             let Some((span, compare)) =
@@ -226,7 +239,7 @@ impl Engine {
             let span = Span::new(span.start, span.len.min(longest));
             let block = Block {
                 span,
-                compare,
+                compare: (compare || self.config.csums) && !sync.is_repair(),
                 stage: Stage::Claimed,
                 claim: sync.pace.claim(now, &self.load, u64::from(span.len)),
             };
@@ -236,6 +249,33 @@ impl Engine {
             sync.blocks.insert(id, block);
             self.start_block(volume, id);
         }
+    }
+
+    pub(super) fn on_pause(&mut self, command: CommandId, id: VolumeId, on: bool) {
+        let Some(volume) = self.index(id) else {
+            return self.refuse(command, Refusal::UnknownVolume { volume: id });
+        };
+        if std::mem::replace(&mut self.volumes[volume].paused.here, on) != on {
+            self.tell_pause(volume);
+            self.publish_shown(volume);
+        }
+        self.progress = true;
+        self.done(command);
+    }
+
+    /// The peer learns whether syncs are paused here.
+    pub(super) fn tell_pause(&mut self, volume: usize) {
+        let v = &self.volumes[volume];
+        let (volume, on) = (v.id, v.paused.here);
+        if self.replicating().is_some() {
+            self.send(Message::PauseSync { volume, on }, None);
+        }
+    }
+
+    pub(super) fn on_peer_pause(&mut self, volume: usize, on: bool) {
+        self.volumes[volume].paused.peer = on;
+        self.publish_shown(volume);
+        self.progress = true;
     }
 
     pub(super) fn on_limits(&mut self, command: CommandId, id: VolumeId, limits: Limits) {
@@ -554,8 +594,7 @@ impl Engine {
         let v = &mut self.volumes[volume];
         if v.replication != to {
             v.replication = to;
-            let id = v.id;
-            self.publish(Notice::Replication { volume: id, to });
+            self.publish_shown(volume);
         }
     }
 }

@@ -268,20 +268,20 @@ impl Engine {
         if self.replicating().is_some() {
             let id = self.volumes[volume].id;
             self.send(Message::Verifying { volume: id, on }, None);
-            self.publish_verify(volume);
+            self.publish_shown(volume);
         }
     }
 
-    fn publish_verify(&mut self, volume: usize) {
+    /// The state that is shown has changed, not what is done.
+    pub(super) fn publish_shown(&mut self, volume: usize) {
         let v = &self.volumes[volume];
-        let to = v.verify.shown().unwrap_or(v.replication);
-        let volume = v.id;
+        let (volume, to) = (v.id, v.shown_replication());
         self.publish(Notice::Replication { volume, to });
     }
 
     pub(super) fn on_verifying(&mut self, volume: usize, on: bool) {
         self.volumes[volume].verify.by_peer = on;
-        self.publish_verify(volume);
+        self.publish_shown(volume);
     }
 
     pub(super) fn settle_verify(&mut self) {

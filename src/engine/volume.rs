@@ -10,7 +10,7 @@ use super::pace::Limits;
 use super::persist::{PeerRecord, Superblock};
 use super::repair::Order;
 use super::status::{DiskState, ReplicationState};
-use super::sync::Sync;
+use super::sync::{Paused, Sync};
 use super::verify::Verify;
 
 /// Generations kept as ancestry.
@@ -166,6 +166,7 @@ pub(super) struct Volume {
     /// In this session the generation of this disk was compared with the peer's.
     pub(super) compared: bool,
     pub(super) sync: Option<Sync>,
+    pub(super) paused: Paused,
     pub(super) verify: Verify,
     /// Ranges to be sent for a repair.
     pub(super) order: Order,
@@ -210,6 +211,7 @@ impl Volume {
             closing: None,
             compared: false,
             sync: None,
+            paused: Paused::default(),
             verify: Verify::default(),
             order: Order::default(),
             limits,
@@ -256,6 +258,15 @@ impl Volume {
                 generation
             }
             _ => self.superblock.current,
+        }
+    }
+
+    /// The state of replication as it is shown.
+    pub(super) fn shown_replication(&self) -> ReplicationState {
+        match self.replication {
+            ReplicationState::SyncSource if self.paused.any() => ReplicationState::PausedSyncS,
+            ReplicationState::SyncTarget if self.paused.any() => ReplicationState::PausedSyncT,
+            state => self.verify.shown().unwrap_or(state),
         }
     }
 

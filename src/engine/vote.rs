@@ -217,6 +217,7 @@ mod tests {
                 peer: NodeId(1),
                 volumes: vec![VolumeId(0)],
                 limits: Default::default(),
+                csums: false,
                 protocol: Protocol::C,
                 timeouts: Timeouts::default(),
                 vote: VoteMode::Voter,

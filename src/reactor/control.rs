@@ -15,14 +15,15 @@ use tokio::sync::{broadcast, oneshot, watch};
 
 use super::attach::{self, AttachError};
 use super::connect::{Connector, Failure, LinkOptions, SharedOptions};
+use super::digest;
 use super::lines::{First, LineError, Lines, Request, first};
 use super::orders::{Answer, LinkWish, Order, Orders};
 use super::serve::{Addresses, timeouts};
 use super::status::render;
 use crate::agent::protocol::{
-    ErrorKind, ErrorReply, Reply, ServeConfig, ServeNotice, ServeRequest,
+    ErrorKind, ErrorReply, Reply, ServeConfig, ServeNotice, ServeRequest, VerifyOptions,
 };
-use crate::engine::{Command, Ground, VolumeId};
+use crate::engine::{Command, Digest, Ground, NodeId, Role, VerifyScope, VolumeId};
 
 /// Connections of agents at once; commands and streams of one agent are a handful.
 const MAX_CONNECTIONS: usize = 64;
@@ -211,6 +212,11 @@ impl Shared {
                 let volume = VolumeId(volume);
                 self.command(Command::Invalidate { volume }).await
             }
+            ServeRequest::PauseSync { volume, on } => {
+                let volume = VolumeId(volume);
+                self.command(Command::PauseSync { volume, on }).await
+            }
+            ServeRequest::Verify { volume, scope } => self.verify(VolumeId(volume), &scope).await,
             ServeRequest::Status => self.status().await,
             ServeRequest::QueueFreezes { volume } => {
                 let volume = VolumeId(volume);
@@ -255,6 +261,62 @@ impl Shared {
 
     fn config(&self) -> Rc<ServeConfig> {
         Rc::clone(&self.config.borrow())
+    }
+
+    /// Begins an online verify. What is repaired comes from the node that is named, else from the
+    /// primary.
+    async fn verify(&self, volume: VolumeId, options: &VerifyOptions) -> Answer {
+        let config = self.config();
+        let digest = digest::of_name(&config.verify_alg).unwrap_or(Digest::Crc32c);
+        let repair = options.repair || config.verify_repair || options.from.is_some();
+        let repair_from = match &options.from {
+            _ if !repair => None,
+            Some(name) => Some(self.node_of(name)?),
+            None => Some(self.primary().await?),
+        };
+        let scope = VerifyScope {
+            start: options.start,
+            stop: options.stop,
+            digest,
+            repair_from,
+        };
+        self.command(Command::Verify { volume, scope }).await
+    }
+
+    fn node_of(&self, name: &str) -> Result<NodeId, ErrorReply> {
+        let config = self.config();
+        match name {
+            _ if name == config.peer_name => Ok(NodeId(config.peer)),
+            _ if name == config.node_name => Ok(NodeId(config.node)),
+            _ => Err(ErrorReply::new(
+                ErrorKind::Usage,
+                format!("{} has no node {name}", config.resource),
+                format!(
+                    "its nodes are {} and {}",
+                    config.node_name, config.peer_name
+                ),
+            )),
+        }
+    }
+
+    /// The node whose data counts when nobody says otherwise.
+    async fn primary(&self) -> Result<NodeId, ErrorReply> {
+        let (reply, answer) = oneshot::channel();
+        self.orders.send(Order::Status { reply });
+        let status = answer.await.map_err(|_| gone())?.engine;
+        let config = self.config();
+        match (status.role, status.connection.peer_role) {
+            (Role::Primary, _) => Ok(NodeId(config.node)),
+            (_, Role::Primary) => Ok(NodeId(config.peer)),
+            _ => Err(ErrorReply::new(
+                ErrorKind::Refused,
+                format!(
+                    "no node of {} is primary, so neither copy counts more",
+                    config.resource
+                ),
+                "name the node with the good data: `--from NODE`",
+            )),
+        }
     }
 
     async fn ask(&self, order: impl FnOnce(super::orders::Reply) -> Order) -> Answer {

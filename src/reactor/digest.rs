@@ -17,6 +17,18 @@ pub fn of(digest: Digest, bytes: &[u8]) -> [u8; 32] {
     }
 }
 
+/// The choices of `verify-alg` by their names.
+pub fn of_name(name: &str) -> Option<Digest> {
+    Some(match name {
+        "crc32c" => Digest::Crc32c,
+        "xxh3" => Digest::Xxh3,
+        "md5" => Digest::Md5,
+        "sha1" => Digest::Sha1,
+        "sha256" => Digest::Sha256,
+        _ => return None,
+    })
+}
+
 fn padded(hash: &[u8]) -> [u8; 32] {
     let mut out = [0; 32];
     for (to, from) in out.iter_mut().zip(hash) {
@@ -28,6 +40,13 @@ fn padded(hash: &[u8]) -> [u8; 32] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_name_of_the_configuration_is_a_digest() {
+        for name in crate::config::VERIFY_ALGS {
+            assert!(of_name(name).is_some(), "{name}");
+        }
+    }
 
     /// Published test vectors: RFC 3720 B.4, RFC 1321 A.5, FIPS 180-2 B.1 and A.1, and the
     /// reference implementations of XXH3 (of nothing) and BLAKE3.

@@ -163,6 +163,7 @@ pub fn message_name(message: &Message) -> &'static str {
         Message::SyncAck { .. } => "SyncAck",
         Message::SyncDone { .. } => "SyncDone",
         Message::SyncAdopted { .. } => "SyncAdopted",
+        Message::PauseSync { .. } => "PauseSync",
         Message::Verifying { .. } => "Verifying",
         Message::Verify { .. } => "Verify",
         Message::VerifyAck { .. } => "VerifyAck",

@@ -636,6 +636,8 @@ impl Reactor {
                 to,
                 ReplicationState::SyncSource
                     | ReplicationState::SyncTarget
+                    | ReplicationState::PausedSyncS
+                    | ReplicationState::PausedSyncT
                     | ReplicationState::VerifyS
             );
             let since = self.sync_since[index].unwrap_or(self.now);

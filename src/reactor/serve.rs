@@ -262,6 +262,7 @@ fn engine_config(config: &ServeConfig, boot_id: u64) -> Result<Config, ServeErro
             .iter()
             .map(|entry| (VolumeId(entry.volume), entry.resync.into()))
             .collect(),
+        csums: config.csums,
         protocol: match config.protocol {
             'A' => Protocol::A,
             'B' => Protocol::B,

@@ -247,7 +247,7 @@ fn peer_device(config: &ServeConfig, snapshot: &Snapshot, status: &PeerDeviceSta
         "volume": status.volume.0,
         "replication-state": status.replication.name(),
         "peer-disk-state": status.peer_disk.name(),
-        "resync-suspended": "no",
+        "resync-suspended": suspended(status),
         "received": kib(status.received),
         "sent": kib(status.sent),
         "out-of-sync": status.out_of_sync.div_ceil(1024),
@@ -256,6 +256,22 @@ fn peer_device(config: &ServeConfig, snapshot: &Snapshot, status: &PeerDeviceSta
         "percent-in-sync": percent(size.saturating_sub(status.out_of_sync), size),
         "verify": verify(&status.verify),
     }));
+    let paused = |who: &str, command: &str| {
+        let resource = &config.resource;
+        format!("the sync is paused {who}; `lockstep resume-sync {resource}` {command}")
+    };
+    match (
+        status.sync_total > 0,
+        status.paused_here,
+        status.paused_by_peer,
+    ) {
+        (true, true, _) => map.insert("reason".to_owned(), json!(paused("here", "lets it go on"))),
+        (true, false, true) => {
+            let there = format!("on {} lets it go on", config.peer_name);
+            map.insert("reason".to_owned(), json!(paused("by the peer", &there)))
+        }
+        _ => None,
+    };
     if status.sync_total > 0 {
         let seconds = position(config, status.volume.0)
             .and_then(|index| snapshot.volumes.get(index))
@@ -263,6 +279,16 @@ fn peer_device(config: &ServeConfig, snapshot: &Snapshot, status: &PeerDeviceSta
         sync_progress(&mut map, status, seconds);
     }
     Value::Object(map)
+}
+
+/// Who holds syncs back, in DRBD's words.
+fn suspended(status: &PeerDeviceStatus) -> &'static str {
+    match (status.paused_here, status.paused_by_peer) {
+        (false, false) => "no",
+        (true, false) => "user",
+        (false, true) => "peer",
+        (true, true) => "user,peer",
+    }
 }
 
 /// The result of online verify, amounts and places in KiB.
@@ -324,6 +350,7 @@ pub(super) mod tests {
             resource: "r0".to_owned(),
             node: 0,
             peer: 1,
+            node_name: "alpha".to_owned(),
             peer_name: "beta".to_owned(),
             protocol: 'C',
             address: "127.0.0.1:7789".to_owned(),
@@ -335,6 +362,9 @@ pub(super) mod tests {
             ko_count: 7,
             connect_interval: 10_000,
             al_extents: 1237,
+            csums: false,
+            verify_alg: "crc32c".to_owned(),
+            verify_repair: false,
             send_buffer: 0,
             volumes: vec![ServeVolume {
                 volume: 4,
@@ -384,6 +414,8 @@ pub(super) mod tests {
                         unacked: 0,
                         sync_done: 1 << 18,
                         sync_total: 3 << 18,
+                        paused_here: true,
+                        paused_by_peer: false,
                         verify: VerifyStatus {
                             state: VerifyState::Done,
                             at: 1 << 20,
@@ -439,6 +471,7 @@ pub(super) mod tests {
         assert_eq!(peer["done"], 33.33);
         assert_eq!(peer["rate-kib-s"], 128);
         assert_eq!(peer["eta-s"], 4);
+        assert_eq!(peer["resync-suspended"], "user");
         let verify = &peer["verify"];
         assert_eq!(
             (&verify["state"], &verify["at"]),

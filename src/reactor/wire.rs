@@ -302,6 +302,10 @@ pub fn to_wire(envelope: Envelope, features: u64) -> packet::Envelope {
             size,
         },
         Message::SyncAdopted { volume } => Packet::SyncAdopted { volume: volume.0 },
+        Message::PauseSync { volume, on } => Packet::PauseSync {
+            volume: volume.0,
+            on,
+        },
         Message::Verifying { volume, on } => Packet::Verifying {
             volume: volume.0,
             on,
@@ -455,6 +459,10 @@ pub fn from_wire(envelope: packet::Envelope) -> Result<Envelope, Meaningless> {
         },
         Packet::SyncAdopted { volume } => Message::SyncAdopted {
             volume: VolumeId(volume),
+        },
+        Packet::PauseSync { volume, on } => Message::PauseSync {
+            volume: VolumeId(volume),
+            on,
         },
         Packet::Verifying { volume, on } => Message::Verifying {
             volume: VolumeId(volume),
@@ -718,6 +726,7 @@ mod tests {
         let digests = prop::sample::select(Digest::ALL.to_vec());
         let question = (any::<u64>(), volumes(), spans(), digests, any::<[u8; 32]>());
         prop_oneof![
+            (volumes(), any::<bool>()).prop_map(|(volume, on)| Message::PauseSync { volume, on }),
             (volumes(), any::<bool>()).prop_map(|(volume, on)| Message::Verifying { volume, on }),
             question.prop_map(|(id, volume, span, digest, hash)| Message::Verify {
                 id,

@@ -195,6 +195,10 @@ pub enum Packet {
     SyncAdopted {
         volume: u16,
     },
+    PauseSync {
+        volume: u16,
+        on: bool,
+    },
     Verifying {
         volume: u16,
         on: bool,
@@ -313,6 +317,9 @@ impl Packet {
                 size,
             } => new(Kind::SyncDone).volume(volume).id(generation).aux(size),
             Packet::SyncAdopted { volume } => new(Kind::SyncAdopted).volume(volume),
+            Packet::PauseSync { volume, on } => {
+                new(Kind::PauseSync).volume(volume).flag(on, FLAG_OK)
+            }
             Packet::Verifying { volume, on } => {
                 new(Kind::Verifying).volume(volume).flag(on, FLAG_OK)
             }
@@ -574,6 +581,7 @@ fn decode_fields(fields: &Fields) -> Result<Packet, WireError> {
             size: aux,
         },
         Kind::SyncAdopted => Packet::SyncAdopted { volume },
+        Kind::PauseSync => Packet::PauseSync { volume, on: ok },
         Kind::Verifying => Packet::Verifying { volume, on: ok },
         Kind::VerifyAck => Packet::VerifyAck {
             id,

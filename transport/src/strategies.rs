@@ -244,6 +244,7 @@ fn verify_packet() -> impl Strategy<Value = Packet> {
         any::<[u8; 32]>(),
     );
     prop_oneof![
+        any::<(u16, bool)>().prop_map(|(volume, on)| Packet::PauseSync { volume, on }),
         any::<(u16, bool)>().prop_map(|(volume, on)| Packet::Verifying { volume, on }),
         question.prop_map(|(id, volume, span, digest, hash)| Packet::Verify {
             id,

@@ -49,6 +49,7 @@ pub enum Kind {
     SyncAck = 34,
     SyncDone = 35,
     SyncAdopted = 36,
+    PauseSync = 37,
     Verifying = 40,
     Verify = 41,
     VerifyAck = 42,
@@ -78,7 +79,7 @@ pub enum Carries {
 
 impl Kind {
     /// Every kind of version 1.
-    pub const ALL: [Kind; 32] = [
+    pub const ALL: [Kind; 33] = [
         Kind::State,
         Kind::Agree,
         Kind::Bitmap,
@@ -96,6 +97,7 @@ impl Kind {
         Kind::SyncAck,
         Kind::SyncDone,
         Kind::SyncAdopted,
+        Kind::PauseSync,
         Kind::Verifying,
         Kind::Verify,
         Kind::VerifyAck,
@@ -137,6 +139,7 @@ impl Kind {
             | Kind::SyncAck
             | Kind::SyncDone
             | Kind::SyncAdopted
+            | Kind::PauseSync
             | Kind::Verifying
             | Kind::VerifyAck
             | Kind::Repair

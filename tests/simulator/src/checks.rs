@@ -200,8 +200,8 @@ impl World {
         let replicating = status.is_some_and(|s| {
             s.connection.peer_devices.get(volume).is_some_and(|d| {
                 // A primary that takes its disk back rests on the peer's.
-                let follows =
-                    in_step(d.replication) || d.replication == ReplicationState::SyncTarget;
+                let synced = [ReplicationState::SyncTarget, ReplicationState::PausedSyncT];
+                let follows = in_step(d.replication) || synced.contains(&d.replication);
                 follows && d.peer_disk == DiskState::UpToDate
             })
         });
@@ -258,7 +258,8 @@ impl World {
         };
         let accepted = process.session;
         let target = process.status.connection.peer_devices.get(volume);
-        let target = target.is_some_and(|p| p.replication == ReplicationState::SyncTarget);
+        let syncing = [ReplicationState::SyncTarget, ReplicationState::PausedSyncT];
+        let target = target.is_some_and(|p| syncing.contains(&p.replication));
         let marked = self.nodes[node]
             .superblock(volume)
             .is_none_or(|s| s.inconsistent);

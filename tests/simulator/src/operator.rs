@@ -114,6 +114,7 @@ impl World {
             w.invalidate,
             w.force,
             w.verify,
+            w.hold,
         ]);
         let volume = VolumeId(self.rng.below(self.plan.volumes as u64) as u16);
         match choice {
@@ -127,6 +128,10 @@ impl World {
             }
             6 => self.force(primary),
             7 => self.verify(node, volume),
+            8 => {
+                let on = self.rng.chance(500);
+                self.command(node, Command::PauseSync { volume, on }, Purpose::Other);
+            }
             _ => {}
         }
     }
@@ -204,9 +209,25 @@ impl World {
 
     // ---- liveness phase ----
 
+    /// Syncs that were paused go on.
+    fn let_go(&mut self, node: usize) {
+        let Some(process) = &self.nodes[node].process else {
+            return;
+        };
+        let status = process.engine.status();
+        for peer in status.connection.peer_devices {
+            if peer.paused_here {
+                let volume = peer.volume;
+                let resume = Command::PauseSync { volume, on: false };
+                self.command(node, resume, Purpose::Other);
+            }
+        }
+    }
+
     fn mend(&mut self) {
         for node in 0..2 {
             self.reattach(node);
+            self.let_go(node);
         }
         let serving: Vec<usize> = (0..2).filter(|n| self.nodes[*n].serving()).collect();
         if serving.len() == 2 {

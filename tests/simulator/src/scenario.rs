@@ -37,6 +37,8 @@ pub struct Weights {
     pub disconnect: u32,
     pub detach: u32,
     pub invalidate: u32,
+    /// Operator: pause syncs, or let them go on.
+    pub hold: u32,
     /// Operator: compare the copies, with or without a repair.
     pub verify: u32,
     /// Operator: promote by force while the other node cannot be asked.
@@ -76,6 +78,7 @@ const NONE: Weights = Weights {
     disconnect: 0,
     detach: 0,
     invalidate: 0,
+    hold: 0,
     verify: 0,
     force: 0,
     first_sync: 0,
@@ -99,6 +102,7 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "links",
         story: "connections break, hang half-open, are cut one way and come back",
         weights: Weights {
+            hold: 3,
             verify: 4,
             link_drop: 6,
             half_open: 4,
@@ -114,6 +118,7 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "kills",
         story: "data planes are killed at any step, with their disk writes still in flight",
         weights: Weights {
+            hold: 3,
             verify: 3,
             kill: 8,
             kill_agent: 4,
@@ -217,6 +222,7 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "syncing",
         story: "applications write small blocks while a first sync takes its time",
         weights: Weights {
+            hold: 3,
             verify: 3,
             first_sync: 1,
             link_drop: 1,
@@ -228,6 +234,7 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "flapping",
         story: "connections and primaries are lost and replaced while disks are slow",
         weights: Weights {
+            hold: 3,
             verify: 4,
             link_drop: 12,
             kill: 3,
@@ -318,6 +325,8 @@ pub struct Plan {
     pub log_slots: u16,
     pub resync_buffers: u32,
     pub resync_chunk: u32,
+    /// Syncs compare before they copy.
+    pub csums: bool,
     pub max_unacked: u64,
     pub timeouts: Timeouts,
     pub network_latency: Instant,
@@ -376,6 +385,7 @@ impl Plan {
             } else {
                 32_768 << rng.range(0, 6)
             },
+            csums: rng.chance(200),
             max_unacked: 1 << rng.range(16, 25),
             timeouts,
             network_latency: *rng

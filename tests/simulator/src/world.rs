@@ -303,6 +303,7 @@ impl World {
             peer: NodeId(1 - node as u8),
             volumes: (0..self.plan.volumes).map(|v| VolumeId(v as u16)).collect(),
             limits: Default::default(),
+            csums: self.plan.csums,
             protocol: self.options.protocol,
             timeouts: self.plan.timeouts,
             vote: if self.options.voter {
