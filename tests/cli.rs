@@ -199,7 +199,11 @@ fn metadata_is_created_once_and_shown() {
         .failed(1, "no Lockstep metadata");
     assert!(alpha.run(&["create-md", "r0"]).ok().contains("usable"));
     let before = std::fs::read(&disk).expect("reads");
-    alpha.run(&["create-md", "r0"]).failed(3, "offset");
+    let again = alpha.run(&["create-md", "r0"]).failed(3, "offset");
+    assert!(
+        again.err.contains("--force") && !again.err.contains("wipefs"),
+        "no other tool knows our metadata: {again:?}"
+    );
     assert!(
         before == std::fs::read(&disk).expect("reads"),
         "nothing is written"
@@ -229,6 +233,39 @@ fn a_file_system_is_not_overwritten_without_force() {
         "nothing is written"
     );
     alpha.run(&["create-md", "r0", "--force"]).ok();
+}
+
+#[test]
+fn nothing_is_written_to_one_volume_when_another_is_refused() {
+    let (dir, alpha) = alpha();
+    let here = dir.path().display();
+    let volume = |number: u8, meta: &str| {
+        format!(
+            "volume {number} {{ device nbd+unix:///{number}?socket={here}/{number}.sock; \
+             disk {here}/{number}.img; meta-disk {meta}; }}\n"
+        )
+    };
+    let hosts = "on alpha { address 127.0.0.1:17789; } on beta { address 127.0.0.2:17789; }";
+    let volumes = volume(0, "internal") + &volume(1, &format!("{here}/1.meta"));
+    let text = format!("resource r0 {{ {hosts} {volumes} }}\n");
+    std::fs::write(&alpha.config, text).expect("config");
+    let empty = vec![0; 16 << 20];
+    let mut ext4 = empty.clone();
+    ext4[0x438..0x43a].copy_from_slice(&[0x53, 0xef]);
+    for (name, image) in [("0.img", &empty), ("1.img", &ext4), ("1.meta", &empty)] {
+        std::fs::write(dir.path().join(name), image).expect("writes");
+    }
+    let ran = alpha.run(&["create-md", "r0"]).failed(3, "ext");
+    assert!(
+        ran.err.contains("as it is") && !ran.err.contains("smaller"),
+        "metadata elsewhere costs a file system nothing: {ran:?}"
+    );
+    for (name, image) in [("0.img", &empty), ("1.img", &ext4), ("1.meta", &empty)] {
+        let now = std::fs::read(dir.path().join(name)).expect("reads");
+        assert!(now == *image, "{name} was written");
+    }
+    alpha.run(&["create-md", "r0", "--force"]).ok();
+    assert!(std::fs::read(dir.path().join("1.img")).expect("reads") == ext4);
 }
 
 #[test]

@@ -150,6 +150,30 @@ impl Target {
         }
     }
 
+    /// Refuses one volume where `verb` is about all of a resource.
+    pub fn of_resource(&self, verb: &str) -> Result<(), ErrorReply> {
+        match self {
+            Target::All | Target::Resource(_) | Target::Peer(..) => Ok(()),
+            Target::Volume(..) => Err(ErrorReply::new(
+                ErrorKind::Usage,
+                format!("{verb} concerns a whole resource, not one volume"),
+                "leave out the volume",
+            )),
+        }
+    }
+
+    /// Refuses a connection where `verb` is about what this node has by itself.
+    pub fn of_this_node(&self, verb: &str) -> Result<(), ErrorReply> {
+        match self {
+            Target::All | Target::Resource(_) | Target::Volume(..) => Ok(()),
+            Target::Peer(..) => Err(ErrorReply::new(
+                ErrorKind::Usage,
+                format!("{verb} concerns this node, not a connection"),
+                "leave out the colon and the peer",
+            )),
+        }
+    }
+
     /// The resource named; none for `all`.
     pub fn resource(&self) -> Option<&str> {
         match self {

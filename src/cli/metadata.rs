@@ -1,6 +1,8 @@
 //! Verbs about metadata. They work on the disks alone; the exclusive right to a disk keeps them
 //! apart from a data plane that has it.
 
+use std::path::Path;
+
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 
@@ -8,9 +10,10 @@ use crate::agent::disks::refusal;
 use crate::agent::plan::{DiskPlan, Plan};
 use crate::agent::protocol::{ErrorKind, ErrorReply, Target};
 use crate::engine::NodeId;
-use crate::store::create::{CreateError, CreateOptions, CreateReport, create_md};
+use crate::store::create::{Contents, CreateError, CreateOptions, CreateReport, Creation};
 use crate::store::device::Disk;
 use crate::store::dump::{Dump, dump};
+use crate::store::probe::Signature;
 use crate::store::{MAX_PEERS, Medium, Placement};
 
 use super::offline::plans;
@@ -48,14 +51,20 @@ pub fn run(global: &Global, verb: Verb) -> Outcome {
             of,
             force,
             max_peers,
-        } => create(global, &of.target, force, max_peers),
-        Verb::DumpMd(of) => show(global, &of.target),
+        } => create(
+            disks(global, "create-md", &of.target)?,
+            global.json,
+            force,
+            max_peers,
+        ),
+        Verb::DumpMd(of) => show(disks(global, "dump-md", &of.target)?, global.json),
     }
 }
 
-fn create(global: &Global, target: &str, force: bool, max_peers: u8) -> Outcome {
-    let mut reports = Vec::new();
-    for (plan, disk) in disks(global, target)? {
+fn create(disks: Vec<Place>, json: bool, force: bool, max_peers: u8) -> Outcome {
+    // Every disk is looked at before anything is written to one.
+    let mut ready = Vec::new();
+    for (plan, disk) in disks {
         let options = CreateOptions {
             data: disk.data.clone(),
             meta: disk.meta.clone(),
@@ -63,15 +72,19 @@ fn create(global: &Global, target: &str, force: bool, max_peers: u8) -> Outcome 
             max_peers,
             force,
         };
-        let report = create_md(&options).map_err(|error| create_refusal(&error))?;
-        let name = format!("{}/{}", plan.name(), disk.volume);
-        if global.json {
+        let creation = Creation::prepare(&options).map_err(|error| create_refusal(&error))?;
+        ready.push((format!("{}/{}", plan.name(), disk.volume), disk, creation));
+    }
+    let mut reports = Vec::new();
+    for (name, disk, creation) in ready {
+        let report = creation.write().map_err(|error| create_refusal(&error))?;
+        if json {
             reports.push(json!({"volume": name, "created": report}));
         } else {
             tell(&name, &disk, &report);
         }
     }
-    if global.json {
+    if json {
         text::pretty(&Value::Array(reports));
     }
     Ok(())
@@ -95,13 +108,17 @@ fn tell(name: &str, disk: &DiskPlan, report: &CreateReport) {
 fn create_refusal(error: &CreateError) -> ErrorReply {
     let (kind, help) = match error {
         CreateError::Open(error) => return refusal(error),
+        CreateError::Signature {
+            path,
+            signatures,
+            contents,
+        } => {
+            let help = in_the_way(path, signatures, *contents);
+            return ErrorReply::new(ErrorKind::Refused, error, help);
+        }
         CreateError::InUse { .. } => (
             ErrorKind::Refused,
             "unmount it or take it out of use; there is no option that overrides this",
-        ),
-        CreateError::Signature { .. } => (
-            ErrorKind::Refused,
-            "if nobody needs that any more, clear it with `wipefs -a` or repeat with --force",
         ),
         CreateError::Layout { .. } => (
             ErrorKind::Refused,
@@ -118,10 +135,36 @@ fn create_refusal(error: &CreateError) -> ErrorReply {
     ErrorReply::new(kind, error, help)
 }
 
-fn show(global: &Global, target: &str) -> Outcome {
+/// What to do about something known on a disk.
+fn in_the_way(path: &Path, signatures: &[Signature], contents: Contents) -> String {
+    if signatures.iter().all(Signature::is_ours) {
+        return "`lockstep dump-md` shows it; --force replaces it, and the node then takes its data \
+                from the peer"
+            .to_owned();
+    }
+    let clear = format!(
+        "if nobody needs that any more, clear it with `wipefs -a {}` or repeat with --force",
+        path.display()
+    );
+    match contents {
+        Contents::Metadata => clear,
+        Contents::Data { usable: None } => {
+            "repeat with --force to replicate the disk as it is: its metadata has a disk of its own"
+                .to_owned()
+        }
+        Contents::Data {
+            usable: Some(bytes),
+        } => format!(
+            "{clear}; a file system that shall be kept must first be made smaller than {bytes} \
+             bytes, or get a `meta-disk` of its own"
+        ),
+    }
+}
+
+fn show(disks: Vec<Place>, json: bool) -> Outcome {
     let mut all = Vec::new();
     let mut usable = Ok(());
-    for (plan, disk) in disks(global, target)? {
+    for (plan, disk) in disks {
         let found = look(&disk)?;
         if let Some(refused) = &found.refused {
             usable = usable.and(Err(no_metadata(&disk, refused)));
@@ -129,7 +172,7 @@ fn show(global: &Global, target: &str) -> Outcome {
         let mut value = serde_json::to_value(&found)
             .map_err(|error| ErrorReply::new(ErrorKind::Failed, error, "report this"))?;
         let name = format!("{}/{}", plan.name(), disk.volume);
-        if global.json {
+        if json {
             value["volume"] = json!(name);
             all.push(value);
         } else {
@@ -137,7 +180,7 @@ fn show(global: &Global, target: &str) -> Outcome {
             text::out(&tree(&value, 1));
         }
     }
-    if global.json {
+    if json {
         text::pretty(&Value::Array(all));
     }
     usable
@@ -217,9 +260,13 @@ fn word(value: &Value) -> String {
     }
 }
 
+/// A volume's disks, with the resource that it belongs to.
+type Place = (Plan, DiskPlan);
+
 /// The disks of this node that `target` means.
-fn disks(global: &Global, target: &str) -> Result<Vec<(Plan, DiskPlan)>, ErrorReply> {
+fn disks(global: &Global, verb: &str, target: &str) -> Result<Vec<Place>, ErrorReply> {
     let target = Target::parse(target)?;
+    target.of_this_node(verb)?;
     let mut found = Vec::new();
     for plan in plans(global)? {
         if target.resource().is_some_and(|name| name != plan.name()) {

@@ -1,7 +1,8 @@
 //! `create-md`: writes fresh metadata, or refuses and says what is in the way.
 //!
 //! A mounted or held disk is always refused. A known signature on it is refused unless forced.
-//! Nothing is written before every check has passed, and what was written is read back.
+//! Nothing is written before every check has passed, and what was written is read back. The two
+//! steps are apart, so that several volumes are checked before the first is written.
 
 use std::path::{Path, PathBuf};
 
@@ -50,23 +51,15 @@ pub struct CreateReport {
 pub enum CreateError {
     #[error(transparent)]
     Open(#[from] OpenError),
-    #[error(
-        "{path} is in use: {}; unmount it or take it out of use first (this cannot be forced)",
-        probe::list(users)
-    )]
+    #[error("{path} is in use: {}", probe::list(users))]
     InUse { path: PathBuf, users: Vec<User> },
     #[error("{path}: {source}")]
     Layout { path: PathBuf, source: LayoutError },
-    #[error(
-        "{path} carries {}; if nobody needs that any more, clear it with \"wipefs -a {path}\" or \
-         repeat with --force. A file system that shall be kept must first be made smaller than \
-         {usable} bytes, or the metadata be put on a disk of its own.",
-        found(signatures)
-    )]
+    #[error("{path} carries {}", found(signatures))]
     Signature {
         path: PathBuf,
         signatures: Vec<Signature>,
-        usable: u64,
+        contents: Contents,
     },
     #[error("{path} cannot be read: {errno}")]
     Read { path: PathBuf, errno: Errno },
@@ -85,48 +78,89 @@ fn found(signatures: &[Signature]) -> String {
     names.join(", ")
 }
 
-/// Checks everything, then writes the metadata, flushes it and reads it back.
-pub fn create_md(options: &CreateOptions) -> Result<CreateReport, CreateError> {
-    let mut data = open(&options.data)?;
-    let mut meta = options.meta.as_deref().map(open).transpose()?;
-    let placement = match &meta {
-        None => Placement::Internal {
-            device_bytes: data.traits().bytes,
-        },
-        Some(meta) => Placement::External {
-            data_bytes: data.traits().bytes,
-            meta_bytes: meta.traits().bytes,
-        },
-    };
-    let medium = Medium {
-        placement,
-        logical_block: data.traits().logical_block,
-        volatile_cache: data.traits().volatile_cache,
-        discard: data.traits().discard_zeroes,
-    };
-    let path = options.meta.as_ref().unwrap_or(&options.data);
-    let layout = Layout::new(placement, options.max_peers, medium.logical_block);
-    let layout = layout.map_err(|source| CreateError::Layout {
-        path: path.clone(),
-        source,
-    })?;
-    let mut forced = check(&mut data, options.force, &layout)?;
-    if let Some(meta) = &mut meta {
-        forced.extend(check(meta, options.force, &layout)?);
+/// Metadata that can be written: the disks are open, nobody uses them and nothing on them is in the
+/// way. Until [`Creation::write`] nothing is changed.
+#[derive(Debug)]
+pub struct Creation {
+    data: Disk,
+    meta: Option<Disk>,
+    medium: Medium,
+    layout: Layout,
+    node: NodeId,
+    max_peers: u8,
+    forced: Vec<Signature>,
+}
+
+impl Creation {
+    /// Opens the disks and checks everything.
+    pub fn prepare(options: &CreateOptions) -> Result<Creation, CreateError> {
+        let mut data = open(&options.data)?;
+        let mut meta = options.meta.as_deref().map(open).transpose()?;
+        let placement = match &meta {
+            None => Placement::Internal {
+                device_bytes: data.traits().bytes,
+            },
+            Some(meta) => Placement::External {
+                data_bytes: data.traits().bytes,
+                meta_bytes: meta.traits().bytes,
+            },
+        };
+        let medium = Medium {
+            placement,
+            logical_block: data.traits().logical_block,
+            volatile_cache: data.traits().volatile_cache,
+            discard: data.traits().discard_zeroes,
+        };
+        let path = options.meta.as_ref().unwrap_or(&options.data);
+        let layout = Layout::new(placement, options.max_peers, medium.logical_block);
+        let layout = layout.map_err(|source| CreateError::Layout {
+            path: path.clone(),
+            source,
+        })?;
+        let usable = match placement {
+            Placement::Internal { .. } => Some(layout.usable()),
+            Placement::External { .. } => None,
+        };
+        let mut forced = check(&mut data, options.force, Contents::Data { usable })?;
+        if let Some(meta) = &mut meta {
+            forced.extend(check(meta, options.force, Contents::Metadata)?);
+        }
+        Ok(Creation {
+            data,
+            meta,
+            medium,
+            layout,
+            node: options.node,
+            max_peers: options.max_peers,
+            forced,
+        })
     }
-    let id = getrandom::u64().map_err(CreateError::Random)?;
-    let target = meta.as_mut().unwrap_or(&mut data);
-    write(target, layout, id, options.node)?;
-    verify(target, &medium)?;
-    let range = layout.metadata_range();
-    Ok(CreateReport {
-        usable: layout.usable(),
-        device: placement.data_bytes(),
-        metadata_bytes: range.end - range.start,
-        metadata_offset: range.start,
-        max_peers: options.max_peers,
-        forced,
-    })
+
+    /// Writes the metadata, flushes it and reads it back.
+    pub fn write(mut self) -> Result<CreateReport, CreateError> {
+        let id = getrandom::u64().map_err(CreateError::Random)?;
+        let target = self.meta.as_mut().unwrap_or(&mut self.data);
+        write(target, self.layout, id, self.node)?;
+        verify(target, &self.medium)?;
+        let range = self.layout.metadata_range();
+        Ok(CreateReport {
+            usable: self.layout.usable(),
+            device: self.medium.placement.data_bytes(),
+            metadata_bytes: range.end - range.start,
+            metadata_offset: range.start,
+            max_peers: self.max_peers,
+            forced: self.forced,
+        })
+    }
+}
+
+/// What a disk is to hold, as far as it matters for what is on it already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Contents {
+    /// Data. Bytes that remain for them when the metadata follows on the same disk; all if `None`.
+    Data { usable: Option<u64> },
+    /// Metadata alone.
+    Metadata,
 }
 
 /// Opens a disk that nobody uses.
@@ -148,7 +182,7 @@ fn open(path: impl AsRef<Path>) -> Result<Disk, CreateError> {
     }
 }
 
-fn check(disk: &mut Disk, force: bool, layout: &Layout) -> Result<Vec<Signature>, CreateError> {
+fn check(disk: &mut Disk, force: bool, contents: Contents) -> Result<Vec<Signature>, CreateError> {
     let path = disk.path().to_path_buf();
     let bytes = disk.traits().bytes;
     let signatures = probe::signatures(disk, bytes).map_err(|errno| CreateError::Read {
@@ -161,7 +195,7 @@ fn check(disk: &mut Disk, force: bool, layout: &Layout) -> Result<Vec<Signature>
     Err(CreateError::Signature {
         path,
         signatures,
-        usable: layout.usable(),
+        contents,
     })
 }
 

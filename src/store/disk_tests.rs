@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use super::create::{CreateError, CreateOptions, create_md};
+use super::create::{Contents, CreateError, CreateOptions, CreateReport, Creation};
 use super::device::{Disk, DiskKind, OpenError};
 use super::dump::dump;
 use super::*;
@@ -30,6 +30,10 @@ impl Place {
         File::create(&path).unwrap().set_len(bytes).unwrap();
         path
     }
+}
+
+fn create_md(options: &CreateOptions) -> Result<CreateReport, CreateError> {
+    Creation::prepare(options)?.write()
 }
 
 fn options(data: &Path) -> CreateOptions {
@@ -247,9 +251,17 @@ fn foreign_data_is_named_and_kept() {
         patch(&path, *offset, bytes);
         patch(&path, 510, &[0x55, 0xaa]);
         let before = std::fs::read(&path).unwrap();
-        let Err(CreateError::Signature { signatures, .. }) = create_md(&options(&path)) else {
+        let refused = create_md(&options(&path));
+        let Err(CreateError::Signature {
+            signatures,
+            contents,
+            ..
+        }) = refused
+        else {
             panic!("{name} was not found");
         };
+        let usable = Some((1 << 20) - 40 * 1024);
+        assert_eq!(contents, Contents::Data { usable });
         assert!(
             signatures.iter().any(|s| s.name.contains(name)),
             "{name}: {signatures:?}"

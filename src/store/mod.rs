@@ -9,7 +9,7 @@
 //! - the disk edge, used by the agent and the command line: [`device`] (opens disks so that
 //!   nobody else can), [`probe`] (what is on a disk and who holds it), [`create`] and [`dump`].
 //!
-//! The life of a volume's metadata: [`create::create_md`] writes it; an attach opens the disk,
+//! The life of a volume's metadata: [`create::Creation`] writes it; an attach opens the disk,
 //! calls [`recover()`] and hands the [`VolumeImage`](crate::engine::VolumeImage) to the engine;
 //! from then on every operation of the engine is planned by the [`Metadata`] and carried out by
 //! the driver, one at a time; a detach drops it. The format is described in [`format`](mod@format).

@@ -216,6 +216,13 @@ pub struct Signature {
     pub offset: u64,
 }
 
+impl Signature {
+    /// Our own metadata, which no other tool knows.
+    pub fn is_ours(&self) -> bool {
+        self.name.starts_with(OURS)
+    }
+}
+
 impl fmt::Display for Signature {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} (offset {})", self.name, self.offset)
@@ -239,6 +246,9 @@ const fn mark(name: &'static str, offset: i64, bytes: &'static [u8]) -> Mark {
         bytes,
     }
 }
+
+/// How the names of our own marks begin.
+const OURS: &str = "Lockstep metadata";
 
 /// Little-endian marks are written as they lie on disk.
 const MARKS: &[Mark] = &[
