@@ -184,7 +184,9 @@ impl Fronts {
     /// the error names the user.
     pub async fn release(&self) -> Result<(), ErrorReply> {
         self.work(|fronts| {
-            let mut control = UblkControl::open()?;
+            let Some(mut control) = driver()? else {
+                return Ok(());
+            };
             for device in &fronts.devices {
                 match control.info(device.minor) {
                     Ok(info) if info.cookie == device.cookie => {
@@ -202,7 +204,9 @@ impl Fronts {
     /// Deletes devices that are stopped.
     pub async fn delete(&self) -> Result<(), ErrorReply> {
         self.work(|fronts| {
-            let mut control = UblkControl::open()?;
+            let Some(mut control) = driver()? else {
+                return Ok(());
+            };
             for device in &fronts.devices {
                 match control.info(device.minor) {
                     Ok(info) if info.cookie == device.cookie => {
@@ -347,15 +351,36 @@ impl Fronts {
         Ok(done.unwrap_or(Err(FrontError::Broken))?)
     }
 
-    /// Runs work on the driver, whether devices are configured now or were once.
-    async fn with_control<T: Send + 'static>(
+    /// Runs work on the driver, whether devices are configured now or were once. Without a driver
+    /// there is nothing to work on.
+    async fn with_control<T: Default + Send + 'static>(
         &self,
         work: impl FnOnce(&Fronts, &mut UblkControl) -> Result<T, FrontError> + Send + 'static,
     ) -> Result<T, ErrorReply> {
         let fronts = self.clone();
-        let done = blocking(move || work(&fronts, &mut UblkControl::open()?)).await;
+        let done = blocking(move || match driver()? {
+            Some(mut control) => work(&fronts, &mut control),
+            None => Ok(T::default()),
+        })
+        .await;
         Ok(done.unwrap_or(Err(FrontError::Broken))?)
     }
+}
+
+/// The driver, to look after devices that may exist; none where it is not loaded, or too old, and
+/// there is no device at all.
+fn driver() -> Result<Option<UblkControl>, UblkError> {
+    match UblkControl::open() {
+        Ok(control) => Ok(Some(control)),
+        Err(UblkError::NoDriver | UblkError::FeatureMissing { .. }) if !any_device() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether the driver has any device, whoever made it.
+fn any_device() -> bool {
+    let devices = std::fs::read_dir("/sys/class/ublk-char");
+    devices.is_ok_and(|mut devices| devices.next().is_some())
 }
 
 fn fresh_cookie() -> Result<u64, FrontError> {
@@ -414,6 +439,24 @@ mod tests {
         plan.serve.volumes[0].front = FrontEnd::Ublk { minor: 6 };
         let moved = Fronts::new(&plan, dir.path()).expect("fronts");
         assert_ne!(moved.devices[0].cookie, first.devices[0].cookie);
+    }
+
+    #[test]
+    fn without_a_driver_there_is_no_device_to_look_after() {
+        if Path::new("/dev/ublk-control").exists() {
+            return;
+        }
+        let plan = plan("r0", FrontEnd::Ublk { minor: 5 });
+        tokio_uring::start(async {
+            let dir = tempfile::tempdir().expect("dir");
+            let fronts = Fronts::new(&plan, dir.path()).expect("fronts");
+            fronts.enlist().expect("writes");
+            let refused = fronts.prepare(Term::ZERO).await.expect_err("no driver");
+            assert!(refused.reason.contains("modprobe ublk_drv"), "{refused:?}");
+            fronts.release().await.expect("nothing to do");
+            fronts.delete().await.expect("nothing to do");
+            assert_eq!(fronts.orphans().await, Ok(Vec::new()));
+        });
     }
 
     #[test]

@@ -540,6 +540,34 @@ fn an_nbd_socket_path_that_is_too_long_is_named() {
 }
 
 #[test]
+fn without_a_ublk_driver_everything_but_the_device_works() {
+    if std::path::Path::new("/dev/ublk-control").exists() {
+        return;
+    }
+    let mut pair = Pair::files(Plan::default());
+    let nbd = pair.uri("alpha");
+    let text = pair.configuration();
+    assert!(text.contains(&nbd), "{text}");
+    pair.alpha.config = pair.dir.path().join("ublk.conf");
+    std::fs::write(&pair.alpha.config, text.replace(&nbd, "/dev/ublkb97")).expect("config");
+    pair.alpha.run(&["create-md", "r0"]).ok();
+    // Twice: the second agent finds the records of the first.
+    for _ in 0..2 {
+        pair.alpha.start_agent();
+        wait_status(&pair.alpha, "the disk is there", SOON, |now| {
+            disk_state(now) == "Inconsistent"
+        });
+        let refused = pair.alpha.run(&["primary", "r0", "--force"]);
+        let refused = refused.failed(1, "modprobe ublk_drv");
+        assert!(refused.err.contains("nbd+unix"), "{refused:?}");
+        assert_eq!(role(&pair.alpha), "Secondary");
+        pair.alpha.run(&["down", "r0"]).ok();
+        pair.alpha.run(&["up", "r0"]).ok();
+        assert_eq!(pair.alpha.end_agent("TERM").code(), Some(0));
+    }
+}
+
+#[test]
 fn a_missing_or_unfit_disk_is_named() {
     let mut pair = Pair::files(Plan::default());
     let disk = pair.disk("alpha");
