@@ -363,7 +363,10 @@ impl Keeper {
                 self.connect(*discard_my_data).await?;
             }
             Order::Disconnect => {
-                self.command(&ServeRequest::Disconnect).await?;
+                // Without a data plane there is no connection, and none must be made with the next.
+                if self.running.is_some() {
+                    self.command(&ServeRequest::Disconnect).await?;
+                }
                 self.wish.connected = false;
             }
             Order::Primary { force } => {
@@ -412,12 +415,7 @@ impl Keeper {
     fn volumes(&self, volume: Option<u16>) -> Result<Vec<u16>, ErrorReply> {
         match volume {
             None => Ok(self.plan.volumes()),
-            Some(number) if self.plan.disk(number).is_some() => Ok(vec![number]),
-            Some(number) => Err(ErrorReply::new(
-                ErrorKind::Usage,
-                format!("{} has no volume {number}", self.name()),
-                format!("`lockstep dump {}` shows its volumes", self.name()),
-            )),
+            Some(number) => self.plan.known(number).map(|()| vec![number]),
         }
     }
 

@@ -101,7 +101,11 @@ impl Node {
         };
         let mut views = Vec::new();
         for (_, status, _) in self.chosen(&wanted)? {
-            views.push(status.view().await);
+            let mut view = status.view().await;
+            if let Target::Volume(_, volume) = &wanted {
+                view.keep_volume(*volume);
+            }
+            views.push(view);
         }
         serde_json::to_value(views)
             .map_err(|error| ErrorReply::new(ErrorKind::Failed, error, "report this"))
@@ -138,19 +142,11 @@ impl Node {
             return Ok(resources.iter().map(|(n, r)| chosen(n, r)).collect());
         };
         let Some((name, resource)) = resources.get_key_value(name) else {
-            let known: Vec<&str> = resources.keys().map(String::as_str).collect();
-            return Err(ErrorReply::new(
-                ErrorKind::Usage,
-                format!("this node has no resource '{name}'"),
-                match known.as_slice() {
-                    [] => "the configuration names no resource of this node".to_owned(),
-                    _ => format!(
-                        "it has {}; `lockstep adjust` takes in new ones",
-                        known.join(", ")
-                    ),
-                },
-            ));
+            return Err(unknown(name, resources.keys()));
         };
+        if let Target::Volume(_, volume) = target {
+            resource.status.plan().known(*volume)?;
+        }
         if let Target::Peer(_, peer) = target
             && *peer != resource.status.plan().serve.peer_name
         {
@@ -205,8 +201,10 @@ impl Node {
             "" => Target::All,
             text => Target::parse(text)?,
         };
+        wanted.of_resource("adjust")?;
         let meant = |name: &str| wanted.resource().is_none_or(|only| only == name);
         let plans = (self.load)()?;
+        self.configured_or_here(&wanted, &plans)?;
         let mut report = Vec::new();
         let mut left = Vec::new();
         for plan in plans.iter().filter(|plan| meant(plan.name())) {
@@ -240,6 +238,19 @@ impl Node {
             ),
             "run `lockstep down` and then `lockstep up` for each",
         ))
+    }
+
+    /// Refuses a resource that is neither among `plans` nor one of this node's.
+    fn configured_or_here(&self, wanted: &Target, plans: &[Plan]) -> Result<(), ErrorReply> {
+        let resources = self.resources.borrow();
+        match wanted.resource() {
+            Some(name)
+                if !resources.contains_key(name) && plans.iter().all(|p| p.name() != name) =>
+            {
+                Err(unknown(name, resources.keys()))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Sets options of disks until the next `adjust`.
@@ -365,6 +376,21 @@ fn lost(name: &str) -> ErrorReply {
     )
 }
 
+fn unknown<'a>(name: &str, known: impl Iterator<Item = &'a String>) -> ErrorReply {
+    let known: Vec<&str> = known.map(String::as_str).collect();
+    ErrorReply::new(
+        ErrorKind::Usage,
+        format!("this node has no resource '{name}'"),
+        match known.as_slice() {
+            [] => "the configuration names no resource of this node".to_owned(),
+            _ => format!(
+                "it has {}; `lockstep adjust` takes in new ones",
+                known.join(", ")
+            ),
+        },
+    )
+}
+
 fn flag(options: &Map<String, Value>, name: &str) -> bool {
     options.get(name).and_then(Value::as_bool).unwrap_or(false)
 }
@@ -420,12 +446,8 @@ fn order(verb: &str, target: &Target, options: &Map<String, Value>) -> Result<Or
             | Order::PauseSync { .. }
             | Order::Verify(..)
     );
-    if volume.is_some() && !by_volume {
-        return Err(ErrorReply::new(
-            ErrorKind::Usage,
-            format!("{verb} concerns a whole resource, not one volume"),
-            "leave out the volume",
-        ));
+    if !by_volume {
+        target.of_resource(verb)?;
     }
     Ok(order)
 }

@@ -52,13 +52,13 @@ impl Plan {
             Target::Volume(_, volume) => Some(*volume),
             _ => None,
         };
-        let name = self.name().to_owned();
-        let mut meant = 0;
+        if let Some(volume) = only {
+            self.known(volume)?;
+        }
         for entry in &mut self.serve.volumes {
             if only.is_some_and(|volume| volume != entry.volume) {
                 continue;
             }
-            meant += 1;
             for (option, value) in options {
                 let known = value
                     .as_u64()
@@ -72,12 +72,18 @@ impl Plan {
                 }
             }
         }
-        if meant > 0 {
+        Ok(())
+    }
+
+    /// Refuses a volume that the resource does not have.
+    pub fn known(&self, volume: u16) -> Result<(), ErrorReply> {
+        if self.disk(volume).is_some() {
             return Ok(());
         }
+        let name = self.name();
         Err(ErrorReply::new(
             ErrorKind::Usage,
-            format!("{name} has no such volume"),
+            format!("{name} has no volume {volume}"),
             format!("`lockstep dump {name}` shows its volumes"),
         ))
     }

@@ -159,6 +159,14 @@ impl ResourceView {
         all.filter(move |peer| peer.volume == volume)
     }
 
+    /// Leaves out every other volume.
+    pub fn keep_volume(&mut self, volume: u16) {
+        self.devices.retain(|device| device.volume == volume);
+        for link in &mut self.connections {
+            link.peer_devices.retain(|peer| peer.volume == volume);
+        }
+    }
+
     /// Every connection is up.
     pub fn connected(&self) -> bool {
         !self.connections.is_empty()

@@ -102,8 +102,11 @@ fn config_error(notes: &[Diagnostic]) -> ErrorReply {
 }
 
 fn show(global: &Global, target: &str) -> Outcome {
+    let target = Target::parse(target)?;
+    target.of_resource("dump")?;
+    target.of_this_node("dump")?;
     let mut config = load(global)?;
-    if let Some(name) = Target::parse(target)?.resource() {
+    if let Some(name) = target.resource() {
         config
             .resource(name)
             .map_err(|note| ErrorReply::new(ErrorKind::Usage, &note.kind, note.help()))?;

@@ -568,6 +568,51 @@ fn without_a_ublk_driver_everything_but_the_device_works() {
 }
 
 #[test]
+fn what_the_target_does_not_name_is_left_out_and_what_is_not_there_is_refused() {
+    let pair = Pair::started(Plan {
+        volumes: 2,
+        ..Plan::default()
+    });
+    connected(&pair.alpha);
+    let states = |target: &str| pair.alpha.run(&["dstate", target]).ok();
+    assert_eq!(states("r0").lines().count(), 2);
+    assert_eq!(states("r0/1").lines().count(), 1);
+    let shown = pair.alpha.run(&["status", "r0/1", "--json"]).ok();
+    let shown: Value = serde_json::from_str(&shown).expect("json");
+    let peers = &shown[0]["connections"][0]["peer_devices"];
+    for volumes in [&shown[0]["devices"], peers] {
+        assert_eq!(volumes.as_array().map(Vec::len), Some(1), "{shown}");
+        assert_eq!(volumes[0]["volume"], 1, "{shown}");
+    }
+    for verb in ["status", "dstate", "role", "wait-connect", "attach"] {
+        pair.alpha.run(&[verb, "r0/2"]).failed(2, "no volume 2");
+    }
+    for (verb, target, reason) in [
+        ("adjust", "r9", "no resource 'r9'"),
+        ("adjust", "r0/1", "whole resource"),
+        ("dump", "r0/1", "whole resource"),
+        ("dump", "r0:beta", "not a connection"),
+        ("dump-md", "r0:beta", "not a connection"),
+        ("create-md", "r0:beta", "not a connection"),
+    ] {
+        pair.alpha.run(&[verb, target]).failed(2, reason);
+    }
+}
+
+#[test]
+fn orders_to_a_resource_that_is_down_change_nothing() {
+    let pair = Pair::started(Plan::default());
+    for _ in 0..2 {
+        for verb in ["down", "disconnect", "detach", "secondary"] {
+            pair.alpha.run(&[verb, "r0"]).ok();
+        }
+    }
+    pair.alpha.run(&["connect", "r0"]).failed(3, "lockstep up");
+    pair.alpha.run(&["up", "r0"]).ok();
+    connected(&pair.alpha);
+}
+
+#[test]
 fn a_missing_or_unfit_disk_is_named() {
     let mut pair = Pair::files(Plan::default());
     let disk = pair.disk("alpha");
