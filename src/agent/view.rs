@@ -65,6 +65,9 @@ pub struct ConnectionView {
     pub tls: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// What to do about the reason, where it does not say so itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub help: Option<String>,
     #[serde(rename = "peer_devices")]
     pub peer_devices: Vec<PeerDeviceView>,
     #[serde(flatten)]

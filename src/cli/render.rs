@@ -117,6 +117,9 @@ fn connection(text: &mut String, link: &ConnectionView, numbered: bool, verbose:
     ];
     line(text, 1, &words);
     reason(text, 2, link.reason.as_ref());
+    if let Some(help) = &link.help {
+        line(text, 2, &[format!("help: {help}")]);
+    }
     // What a peer that is not there holds is not known, and there is nothing to say about it.
     if up || verbose {
         for peer in &link.peer_devices {
@@ -225,8 +228,9 @@ mod tests {
         view.devices[0].reason = Some("disk is gone".to_owned());
         view.connections[0].connection_state = "StandAlone".to_owned();
         view.connections[0].reason = Some("split brain".to_owned());
+        view.connections[0].help = Some("decide".to_owned());
         let expected = "r0 role:Secondary\n  disk:UpToDate\n    reason: disk is gone\n  \
-                        beta connection:StandAlone\n    reason: split brain\n";
+                        beta connection:StandAlone\n    reason: split brain\n    help: decide\n";
         assert_eq!(render(&[view], false), expected);
     }
 

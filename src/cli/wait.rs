@@ -69,10 +69,12 @@ fn wait_for(
                     link.name,
                     why.unwrap_or("disconnected by order")
                 ),
-                format!(
-                    "`lockstep up {0}` or `lockstep connect {0}` starts it",
-                    missing.name
-                ),
+                link.help.clone().unwrap_or_else(|| {
+                    format!(
+                        "`lockstep up {0}` or `lockstep connect {0}` starts it",
+                        missing.name
+                    )
+                }),
             ));
         }
         let waited = begin.elapsed();

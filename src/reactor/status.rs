@@ -8,7 +8,8 @@ use super::counters::{Measure, Percentiles};
 use super::reason::{Names, of_loss, of_refusal};
 use crate::agent::protocol::{FrontEnd, ServeConfig, Transition};
 use crate::engine::{
-    ConnectionStatus, DeviceStatus, Notice, PeerDeviceStatus, Refusal, ResourceStatus, VerifyStatus,
+    ConnectionState, ConnectionStatus, DeviceStatus, LinkLoss, Notice, PeerDeviceStatus, Refusal,
+    ResourceStatus, VerifyStatus,
 };
 
 /// What the reactor knows about a volume besides the engine's picture.
@@ -226,14 +227,17 @@ fn connection_reason(
         let reason = of_refusal(refusal, names);
         return Some((reason.reason, Some(reason.help)));
     }
-    if status.state == crate::engine::ConnectionState::Connected {
+    if status.state == ConnectionState::Connected {
         return None;
     }
     if let Some(failure) = connect_failure {
         return Some((failure.to_owned(), None));
     }
-    let loss = status.last_loss.as_ref()?;
-    Some((of_loss(loss, names), None))
+    match status.last_loss.as_ref()? {
+        // That order was overtaken by another one.
+        LinkLoss::Local if status.state != ConnectionState::StandAlone => None,
+        loss => Some((of_loss(loss, names), None)),
+    }
 }
 
 fn peer_device(config: &ServeConfig, snapshot: &Snapshot, status: &PeerDeviceStatus) -> Value {
@@ -340,8 +344,7 @@ pub(super) mod tests {
     use super::*;
     use crate::agent::protocol::ServeVolume;
     use crate::engine::{
-        ConnectionState, DiskState, Generation, LinkLoss, NodeId, ReplicationState, Role, Term,
-        VerifyState, VolumeId,
+        DiskState, Generation, NodeId, ReplicationState, Role, Term, VerifyState, VolumeId,
     };
 
     /// A configuration to test with.
@@ -521,5 +524,12 @@ pub(super) mod tests {
             theirs: vec![Generation(2)],
         });
         assert!(reason(&snapshot, Some("no route")).contains("split brain"));
+        // What was ordered before is no reason once it was ordered to connect.
+        let link = &mut snapshot.engine.connection;
+        link.reason = None;
+        link.last_loss = Some(LinkLoss::Local);
+        assert_eq!(reason(&snapshot, None), "");
+        snapshot.engine.connection.state = ConnectionState::StandAlone;
+        assert!(reason(&snapshot, None).contains("lockstep connect"));
     }
 }

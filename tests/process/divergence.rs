@@ -63,6 +63,15 @@ fn split_brain_is_refused_shown_and_resolved() {
         now["connections"][0]["connection-state"] == "StandAlone"
             && now["connections"][0]["split-brain"] == true
     });
+    pair.alpha
+        .run(&["wait-connect", "r0", "--timeout", "9"])
+        .failed(3, "--discard-my-data");
+    assert!(
+        pair.alpha
+            .run(&["status"])
+            .ok()
+            .contains("--discard-my-data")
+    );
     // A primary does not give up its data.
     pair.alpha
         .run(&["connect", "r0", "--discard-my-data"])
