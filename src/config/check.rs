@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::agent::protocol::FrontEnd;
 
@@ -64,6 +64,13 @@ pub fn clashes(config: &Config) -> Vec<Diagnostic> {
                 address: second.address.value.to_string(),
             };
             checker.error(kind, second.address.span);
+        } else if first.address.value.is_ipv4() != second.address.value.is_ipv4() {
+            let kind = DiagnosticKind::AddressFamilies {
+                resource: resource.name.value.clone(),
+                first: first.address.value.to_string(),
+                second: second.address.value.to_string(),
+            };
+            checker.error(kind, second.address.span);
         }
         for host in &resource.hosts {
             checker.host(resource, host);
@@ -110,13 +117,43 @@ impl Checker<'_> {
         for volume in &host.volumes {
             let user = format!("volume {name}/{}", volume.number);
             self.front(host, &volume.front, by(user.clone(), volume.front.span));
+            self.not_own(resource, host, &volume.disk, volume.disk.span);
             let data = Thing::Storage(clean(&volume.disk));
             self.take(host, data, by(user.clone(), volume.disk.span));
             if let Some(path) = volume.meta_path() {
+                self.not_own(resource, host, path, volume.meta.span);
                 let user = format!("metadata of volume {name}/{}", volume.number);
                 let meta = Thing::Storage(clean(path));
                 self.take(host, meta, by(user, volume.meta.span));
             }
+        }
+    }
+
+    /// A resource cannot keep its data on a device that it provides itself.
+    fn not_own(&mut self, resource: &Resource, host: &Host, path: &Path, span: Span) {
+        let path = clean(path);
+        let is_own = |front: &FrontEnd| match front {
+            FrontEnd::Ublk { minor } => ["/dev/ublkb", "/dev/drbd"]
+                .iter()
+                .any(|stem| path.as_os_str() == format!("{stem}{minor}").as_str()),
+            FrontEnd::NbdUnix { .. } | FrontEnd::NbdTcp { .. } => false,
+        };
+        if host.volumes.iter().any(|volume| is_own(&volume.front)) {
+            self.error_once(
+                DiagnosticKind::OwnDevice {
+                    resource: resource.name.value.clone(),
+                    path: path.display().to_string(),
+                },
+                span,
+            );
+        }
+    }
+
+    /// Reports what both hosts inherit once.
+    fn error_once(&mut self, kind: DiagnosticKind, span: Span) {
+        if !self.reported.contains(&(span, span)) {
+            self.reported.push((span, span));
+            self.error(kind, span);
         }
     }
 

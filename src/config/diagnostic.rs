@@ -426,6 +426,14 @@ pub enum DiagnosticKind {
     },
     #[error("resource {resource}: both hosts have the address {address}")]
     SameAddress { resource: String, address: String },
+    #[error("resource {resource}: {first} and {second} cannot reach each other")]
+    AddressFamilies {
+        resource: String,
+        first: String,
+        second: String,
+    },
+    #[error("resource {resource}: {path} is a device that the resource itself provides")]
+    OwnDevice { resource: String, path: String },
 
     // Questions that the configuration cannot answer.
     #[error("no resource {resource} in the configuration")]
@@ -506,6 +514,10 @@ impl DiagnosticKind {
             }
             K::Clash { .. } => "give each its own",
             K::SameAddress { .. } => "give each host its own IP address or port",
+            K::AddressFamilies { .. } => "write two IPv4 addresses or two IPv6 addresses",
+            K::OwnDevice { .. } => {
+                "`disk` and `meta-disk` name what lies below, `device` what applications open"
+            }
             K::KeyFile { .. } => {
                 "a key file is a regular file, mode 0600, that begins with the key"
             }
