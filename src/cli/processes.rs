@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::prelude::*;
 
 use crate::agent::protocol::{ErrorKind, ErrorReply};
 use crate::{agent, reactor};
@@ -48,10 +50,17 @@ pub fn serve(args: &ServeArgs) -> Outcome {
 
 /// What the process has to say goes to its standard error: the journal, under systemd.
 fn log_to_stderr() {
-    tracing_subscriber::fmt()
+    // The driver's library tells of every look at the driver.
+    let quiet = Targets::new()
+        .with_default(LevelFilter::INFO)
+        .with_target("libublk", LevelFilter::WARN);
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .with_target(false)
-        .compact()
+        .compact();
+    tracing_subscriber::registry()
+        .with(lines)
+        .with(quiet)
         .init();
 }
