@@ -165,6 +165,21 @@ fn a_host_that_is_not_in_the_configuration_is_told_which_are() {
 }
 
 #[test]
+fn a_pair_without_a_key_is_told_how_to_get_one() {
+    let (_dir, mut alpha) = alpha();
+    let tells = |text: &str| {
+        ["unauthenticated", "lockstep keygen", "lockstep adjust"]
+            .iter()
+            .all(|part| text.contains(part))
+    };
+    let checked = alpha.run(&["check"]).ok();
+    assert!(tells(&checked), "{checked}");
+    alpha.start_agent();
+    node::wait_until("status says it", || tells(&alpha.run(&["status"]).ok()));
+    assert!(tells(&alpha.log()), "{}", alpha.log());
+}
+
+#[test]
 fn check_and_dump_say_what_counts() {
     let (dir, alpha) = alpha();
     let checked = alpha.run(&["check"]).ok();

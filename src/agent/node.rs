@@ -14,7 +14,9 @@ use super::hub::Hub;
 use super::keeper::{Input, Keeper, Site};
 use super::order::Order;
 use super::plan::Plan;
-use super::protocol::{ControlRequest, ErrorKind, ErrorReply, Target, VerifyOptions};
+use super::protocol::{
+    AUTHENTICATE, ControlRequest, ErrorKind, ErrorReply, Target, VerifyOptions,
+};
 use super::status::{Phase, Status};
 
 /// Reads the configuration of this node; called at start and whenever it may have changed.
@@ -62,6 +64,13 @@ impl Node {
 
     fn add(&self, plan: Plan, up: bool) {
         let name = plan.name().to_owned();
+        if plan.serve.shared_secret.is_empty() {
+            warn!(
+                resource = name,
+                help = AUTHENTICATE,
+                "unauthenticated: any host that reaches the port can replicate"
+            );
+        }
         let status = Status::new(&self.site.dirs, &plan, self.hub.clone());
         let orders = Keeper::spawn(Rc::clone(&self.site), plan, Rc::clone(&status), up);
         let resource = Resource { orders, status };

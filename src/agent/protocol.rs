@@ -183,6 +183,11 @@ impl Target {
     }
 }
 
+/// How a pair without a key gets one: for `check`, `status` and the log.
+pub const AUTHENTICATE: &str = "`lockstep keygen` makes a key: name it on both nodes in \
+                                `cluster { key-file PATH; }`, or write `shared-secret` in `net`; \
+                                then `lockstep adjust all`";
+
 /// A secret that no log shows.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]

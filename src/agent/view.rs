@@ -63,6 +63,9 @@ pub struct ConnectionView {
     pub peer_role: String,
     pub transport: String,
     pub tls: bool,
+    /// Whether both sides prove that they know a key; unknown while the resource is down.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub authenticated: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// What to do about the reason, where it does not say so itself.

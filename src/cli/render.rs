@@ -3,6 +3,7 @@
 
 use std::fmt::Write;
 
+use crate::agent::protocol::AUTHENTICATE;
 use crate::agent::view::{ConnectionView, DeviceView, PeerDeviceView, ResourceView};
 
 /// The text of all resources; `verbose` shows every key.
@@ -120,6 +121,11 @@ fn connection(text: &mut String, link: &ConnectionView, numbered: bool, verbose:
     if let Some(help) = &link.help {
         line(text, 2, &[format!("help: {help}")]);
     }
+    if link.authenticated == Some(false) {
+        let note = "note: unauthenticated: any host that reaches the port can replicate";
+        line(text, 2, &[note.to_owned()]);
+        line(text, 2, &[format!("help: {AUTHENTICATE}")]);
+    }
     // What a peer that is not there holds is not known, and there is nothing to say about it.
     if up || verbose {
         for peer in &link.peer_devices {
@@ -232,6 +238,19 @@ mod tests {
         let expected = "r0 role:Secondary\n  disk:UpToDate\n    reason: disk is gone\n  \
                         beta connection:StandAlone\n    reason: split brain\n    help: decide\n";
         assert_eq!(render(&[view], false), expected);
+    }
+
+    #[test]
+    fn a_pair_without_a_key_says_so_once() {
+        let mut view = sample();
+        view.connections[0].authenticated = Some(true);
+        assert!(!render(&[view.clone()], true).contains("unauthenticated"));
+        view.connections[0].authenticated = Some(false);
+        let text = render(&[view], false);
+        assert_eq!(text.matches("unauthenticated").count(), 1, "{text}");
+        for command in ["lockstep keygen", "lockstep adjust"] {
+            assert!(text.contains(command), "{text}");
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@
 use std::fmt;
 
 use super::source::Location;
+use crate::agent::protocol;
 
 /// Messages of one run: what follows is rarely about another mistake, and each costs a look at
 /// its line.
@@ -521,10 +522,7 @@ impl DiagnosticKind {
             K::KeyFile { .. } => {
                 "a key file is a regular file, mode 0600, that begins with the key"
             }
-            K::Unauthenticated { .. } => {
-                "add `shared-secret \"...\";` to its `net` section, or `key-file` to `cluster`, \
-                 on both nodes"
-            }
+            K::Unauthenticated { .. } => protocol::AUTHENTICATE,
             K::Clamped { .. } => "write the value that is used",
             _ => "",
         };
