@@ -167,7 +167,8 @@ fn show(disks: Vec<Place>, json: bool) -> Outcome {
     for (plan, disk) in disks {
         let found = look(&disk)?;
         if let Some(refused) = &found.refused {
-            usable = usable.and(Err(no_metadata(&disk, refused)));
+            let help = found.help.unwrap_or_default();
+            usable = usable.and(Err(no_metadata(&disk, refused, help)));
         }
         let mut value = serde_json::to_value(&found)
             .map_err(|error| ErrorReply::new(ErrorKind::Failed, error, "report this"))?;
@@ -186,13 +187,9 @@ fn show(disks: Vec<Place>, json: bool) -> Outcome {
     usable
 }
 
-fn no_metadata(disk: &DiskPlan, why: impl std::fmt::Display) -> ErrorReply {
+fn no_metadata(disk: &DiskPlan, why: impl std::fmt::Display, help: &str) -> ErrorReply {
     let place = disk.meta.as_ref().unwrap_or(&disk.data).display();
-    ErrorReply::new(
-        ErrorKind::Failed,
-        format!("{place}: {why}"),
-        "`lockstep create-md` makes metadata on a disk that never had any",
-    )
+    ErrorReply::new(ErrorKind::Failed, format!("{place}: {why}"), help)
 }
 
 /// Reads the metadata of a volume, also while it is attached.
@@ -215,7 +212,8 @@ fn look(disk: &DiskPlan) -> Result<Dump, ErrorReply> {
         volatile_cache: data.traits().volatile_cache,
         discard: data.traits().discard_zeroes,
     };
-    dump(meta.as_mut().unwrap_or(&mut data), &medium).map_err(|error| no_metadata(disk, error))
+    dump(meta.as_mut().unwrap_or(&mut data), &medium)
+        .map_err(|error| no_metadata(disk, &error, error.help()))
 }
 
 /// A value as indented lines.

@@ -40,18 +40,19 @@ pub enum AttachError {
 impl From<AttachError> for ErrorReply {
     fn from(error: AttachError) -> ErrorReply {
         let (kind, help) = match &error {
-            AttachError::Recover(RecoverError::NoMetadata { .. }) => (
-                ErrorKind::Failed,
-                "`lockstep create-md` makes metadata on a new disk",
-            ),
-            AttachError::OtherNode { .. } => (
+            AttachError::Recover(error) => (ErrorKind::Failed, error.help().to_owned()),
+            AttachError::OtherNode { found, .. } => (
                 ErrorKind::Refused,
-                "name this node's own disk in the configuration; `lockstep create-md --force` \
-                 makes a copy of another node's disk one of this node, to be synced as a whole",
+                format!(
+                    "if another node's disk was named by mistake, name this node's own. Ids that \
+                     the configuration leaves out follow from the addresses: if these were \
+                     changed, write `node-id {found};` in the `on` section of this node, and the \
+                     other id in that of the peer"
+                ),
             ),
             _ => (
                 ErrorKind::Failed,
-                "check the disk and the kernel's log, then `lockstep attach` again",
+                "check the disk and the kernel's log, then `lockstep attach` again".to_owned(),
             ),
         };
         ErrorReply::new(kind, error, help)

@@ -22,6 +22,8 @@ pub struct Dump {
     pub second: CopyDump,
     /// Why the metadata cannot be attached.
     pub refused: Option<String>,
+    /// What to do about that.
+    pub help: Option<&'static str>,
     /// What the copy that counts says.
     pub contents: Option<ContentsDump>,
 }
@@ -98,13 +100,14 @@ pub fn dump(disk: &mut impl ReadAt, medium: &Medium) -> Result<Dump, RecoverErro
             Some(describe(disk, medium, chosen.copy, &chosen.contents)?),
             None,
         ),
-        Err(why) => (None, Some(why.to_string())),
+        Err(why) => (None, Some(why)),
     };
     Ok(Dump {
         version: VERSION,
         primary,
         second,
-        refused,
+        help: refused.as_ref().map(RecoverError::help),
+        refused: refused.map(|why| why.to_string()),
         contents,
     })
 }

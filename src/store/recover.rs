@@ -66,6 +66,38 @@ pub enum RecoverError {
     Layout(#[from] LayoutError),
 }
 
+impl RecoverError {
+    /// What to do about it.
+    pub fn help(&self) -> &'static str {
+        match self {
+            RecoverError::NoMetadata { .. } => {
+                "`lockstep create-md` makes metadata on a new disk; one whose size has changed \
+                 must first get its old size back"
+            }
+            RecoverError::TooSmall | RecoverError::Layout(_) => {
+                "give the disk its old size back, or name a larger one in the configuration"
+            }
+            RecoverError::Refused { fault, .. } => match fault {
+                CopyFault::Version(_) | CopyFault::Features(_) => {
+                    "use a version of Lockstep that is at least as new as the one that wrote it"
+                }
+                CopyFault::Resized { .. } => {
+                    "give the disk its old size back, or name the right one in the configuration"
+                }
+                CopyFault::Field(_)
+                | CopyFault::Unreadable(_)
+                | CopyFault::Absent
+                | CopyFault::Checksum
+                | CopyFault::Misdirected { .. } => DAMAGED,
+            },
+            RecoverError::BothUnusable { .. } | RecoverError::Identities(..) => DAMAGED,
+        }
+    }
+}
+
+const DAMAGED: &str = "look for disk errors in the kernel log; if the peer has the data, `lockstep \
+                       create-md --force` makes the metadata anew, and all is synced from there";
+
 /// What recovery found damaged; all empty when the metadata is intact.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Damage {

@@ -84,15 +84,16 @@ fn one_broken_superblock_copy_is_borne() {
 
 #[test]
 fn metadata_that_cannot_be_trusted_is_refused_and_left_alone() {
-    let ruined: [(&str, Ruin); 5] = [
-        ("both copies are noise", |pair| {
+    // What is done, and a word of the advice.
+    let ruined: [(&str, &str, Ruin); 5] = [
+        ("both copies are noise", "create-md", |pair| {
             scribble(pair, SUPERBLOCK, &noise(4096, 3));
             scribble(pair, COPY, &noise(4096, 4));
         }),
-        ("both copies are gone", |pair| {
+        ("both copies are gone", "create-md", |pair| {
             scribble(pair, COPY, &[0; 36 * 1024])
         }),
-        ("a bit is flipped in both", |pair| {
+        ("a bit is flipped in both", "create-md --force", |pair| {
             let disk = std::fs::read(pair.disk("alpha")).expect("reads");
             for from_end in [SUPERBLOCK, COPY] {
                 let at = (pair.plan.size - from_end) as usize;
@@ -101,18 +102,18 @@ fn metadata_that_cannot_be_trusted_is_refused_and_left_alone() {
                 scribble(pair, from_end, &block);
             }
         }),
-        ("the file is cut short", |pair| {
+        ("the file is cut short", "old size", |pair| {
             let disk = File::options()
                 .write(true)
                 .open(pair.disk("alpha"))
                 .expect("opens");
             disk.set_len(pair.plan.size - 8 * MIB).expect("truncates");
         }),
-        ("it belongs to the other node", |pair| {
+        ("it belongs to the other node", "node-id 1;", |pair| {
             std::fs::copy(pair.disk("beta"), pair.disk("alpha")).expect("copies");
         }),
     ];
-    for (what, ruin) in ruined {
+    for (what, advice, ruin) in ruined {
         let mut pair = at_rest();
         ruin(&pair);
         let before = std::fs::read(pair.disk("alpha")).expect("reads");
@@ -127,7 +128,8 @@ fn metadata_that_cannot_be_trusted_is_refused_and_left_alone() {
             refused.code == 1 || refused.code == 3,
             "{what}: {refused:?}"
         );
-        assert!(refused.err.contains("\nhelp: "), "{what}: {refused:?}");
+        let (_, help) = refused.err.split_once("\nhelp: ").expect("help");
+        assert!(help.contains(advice), "{what}: {refused:?}");
         assert!(
             before == std::fs::read(pair.disk("alpha")).expect("reads"),
             "{what}: something was written"
