@@ -5,6 +5,7 @@ mod node;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::process::Stdio;
 
 use node::Node;
 use tempfile::TempDir;
@@ -162,6 +163,29 @@ fn a_host_that_is_not_in_the_configuration_is_told_which_are() {
     }
     // The file itself is sound, wherever it is looked at.
     gamma.run(&["check"]).ok();
+}
+
+#[test]
+fn what_nobody_reads_any_more_ends() {
+    let (_dir, mut alpha) = alpha();
+    alpha.start_agent();
+    for verb in [&["events"][..], &["status", "--watch"]] {
+        let mut command = alpha.command(verb);
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("starts");
+        let mut stream = child.stdout.take().expect("piped");
+        let mut first = [0; 3];
+        stream.read_exact(&mut first).expect("prints");
+        drop(stream);
+        // Something to print.
+        alpha.run(&["down", "r0"]).ok();
+        alpha.run(&["up", "r0"]);
+        let mut ended = None;
+        node::wait_until("it ends", || {
+            ended = child.try_wait().expect("waits");
+            ended.is_some()
+        });
+        assert_eq!(ended.and_then(|status| status.code()), Some(0), "{verb:?}");
+    }
 }
 
 #[test]

@@ -77,14 +77,14 @@ fn show(global: &Global, target: &str, verbose: bool, watch: bool) -> Outcome {
             // Home, and clear to the end.
             text::out("\u{1b}[H\u{1b}[J");
         }
-        if global.json {
+        let is_read = if global.json {
             let value = serde_json::to_value(&views)
                 .map_err(|error| ErrorReply::new(ErrorKind::Failed, error, "report this"))?;
-            text::pretty(&value);
+            text::pretty(&value)
         } else {
-            text::out(&render(&views, verbose));
-        }
-        if !watch {
+            text::out(&render(&views, verbose))
+        };
+        if !watch || !is_read {
             return Ok(());
         }
         sleep(REFRESH);
@@ -102,10 +102,12 @@ fn events(global: &Global, now: bool) -> Outcome {
                 "command line and agent may be of different versions: restart the agent",
             )
         })?;
-        if global.json {
-            text::line(&event.json().to_string());
-        } else {
-            text::line(&event.text());
+        let is_read = match global.json {
+            true => text::line(&event.json().to_string()),
+            false => text::line(&event.text()),
+        };
+        if !is_read {
+            break;
         }
     }
     Ok(())

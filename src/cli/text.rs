@@ -1,4 +1,5 @@
-//! What the command line prints. A closed pipe ends output quietly: `status | head` is no error.
+//! What the command line prints. A closed pipe ends output quietly: `status | head` is no error,
+//! and what would go on printing ends.
 
 use std::io::{Write, stderr, stdout};
 
@@ -6,22 +7,22 @@ use serde_json::{Value, json};
 
 use crate::agent::protocol::ErrorReply;
 
-/// Prints `text` on standard output as it is.
-pub fn out(text: &str) {
-    // Nothing sensible can be done about a reader that went away.
+/// Prints `text` on standard output as it is. False when nobody reads it any more, which is no
+/// error but a reason to stop.
+pub fn out(text: &str) -> bool {
     let mut stream = stdout().lock();
-    let _ = stream.write_all(text.as_bytes());
-    let _ = stream.flush();
+    let written = stream.write_all(text.as_bytes());
+    written.and_then(|()| stream.flush()).is_ok()
 }
 
-/// Prints a line on standard output.
-pub fn line(text: &str) {
-    out(&format!("{text}\n"));
+/// Prints a line on standard output; as [`out`].
+pub fn line(text: &str) -> bool {
+    out(&format!("{text}\n"))
 }
 
-/// Prints `value` indented.
-pub fn pretty(value: &Value) {
-    line(&format!("{value:#}"));
+/// Prints `value` indented; as [`out`].
+pub fn pretty(value: &Value) -> bool {
+    line(&format!("{value:#}"))
 }
 
 /// Prints an error on standard error.
