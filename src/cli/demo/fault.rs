@@ -41,6 +41,8 @@ pub enum Fault {
     Late { what: String, seconds: u64 },
     #[error("{folder} is not empty")]
     FolderTaken { folder: String },
+    #[error("{folder} is too long a path for sockets in it; choose a shorter --dir")]
+    FolderTooLong { folder: String },
     #[error("{folder} has {free_mib} MiB free; the demo needs {needed_mib}")]
     NoSpace {
         folder: String,

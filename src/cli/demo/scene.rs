@@ -12,6 +12,7 @@ use rustix::io::Errno;
 
 use super::fault::Fault;
 use super::front::{Place, free_minors, ublk_is_there};
+use crate::agent::dirs::{Dirs, check_socket_path};
 
 /// The resource that the story is about.
 pub const STORY: &str = "r0";
@@ -123,6 +124,7 @@ pub struct Scene {
 impl Scene {
     /// Makes the disks, `bytes` each for the story, and writes the configuration.
     pub fn set(folder: &Path, bytes: u64) -> Result<Scene, Fault> {
+        check_length(folder)?;
         check_space(folder, 2 * (bytes + MEASURED.len() as u64 * MEASURED_BYTES))?;
         let names = [(STORY, 'C', bytes)].into_iter();
         let names: Vec<_> = names
@@ -230,6 +232,15 @@ fn free_addresses(count: usize) -> Result<Vec<SocketAddr>, Fault> {
     addresses.collect::<io::Result<_>>().map_err(failed())
 }
 
+/// The sockets of a node's data planes have the longest paths of all sockets.
+fn check_length(folder: &Path) -> Result<(), Fault> {
+    let (resource, _) = MEASURED[0];
+    let socket = Dirs::new(Some(&folder.join(NODES[0])), None).serve_socket(resource);
+    check_socket_path(&socket).map_err(|_| Fault::FolderTooLong {
+        folder: folder.display().to_string(),
+    })
+}
+
 fn check_space(folder: &Path, needed: u64) -> Result<(), Fault> {
     let stat = rustix::fs::statvfs(folder)
         .map_err(|errno| Fault::io(folder.display().to_string())(errno.into()))?;
@@ -267,6 +278,23 @@ mod tests {
         fs::write(dir.path().join("file"), "x").expect("writes");
         drop(folder);
         assert_eq!(fs::read_dir(dir.path()).expect("there").count(), 0);
+    }
+
+    #[test]
+    fn a_folder_too_deep_for_sockets_is_refused_before_anything_is_made() {
+        let dir = tempfile::tempdir().expect("dir");
+        let deep = dir.path().join("x".repeat(90));
+        fs::create_dir(&deep).expect("makes");
+        let refused = Scene::set(&deep, 64 << 20);
+        assert!(matches!(refused, Err(Fault::FolderTooLong { .. })));
+        assert_eq!(fs::read_dir(&deep).expect("there").count(), 0);
+        // As deep as it can be, the file is understood.
+        let longest = 107 - "/alpha/r-a.serve.sock".len();
+        let left = longest - dir.path().as_os_str().len() - 1;
+        let deep = dir.path().join("y".repeat(left));
+        fs::create_dir(&deep).expect("makes");
+        let scene = Scene::set(&deep, 64 << 20).expect("set");
+        crate::config::Config::load(&scene.config()).expect("reads");
     }
 
     #[test]
