@@ -204,6 +204,22 @@ fn a_pair_without_a_key_is_told_how_to_get_one() {
 }
 
 #[test]
+fn counters_are_shown_on_request() {
+    let (_dir, mut alpha) = alpha();
+    alpha.start_agent();
+    for (options, shown) in [
+        (&[][..], false),
+        (&["--verbose"], true),
+        (&["--statistics"], true),
+        (&["--verbose", "--statistics"], true),
+    ] {
+        let words = [&["status"], options].concat();
+        let text = alpha.run(&words).ok();
+        assert_eq!(text.contains("upper-pending:"), shown, "{words:?}: {text}");
+    }
+}
+
+#[test]
 fn check_and_dump_say_what_counts() {
     let (dir, alpha) = alpha();
     let checked = alpha.run(&["check"]).ok();

@@ -27,6 +27,9 @@ pub enum Verb {
         /// Every key, counters included
         #[arg(long)]
         verbose: bool,
+        /// The same, in DRBD's word
+        #[arg(long)]
+        statistics: bool,
         /// Show it again every second
         #[arg(long)]
         watch: bool,
@@ -58,8 +61,9 @@ pub fn run(global: &Global, verb: Verb) -> Outcome {
         Verb::Status {
             target,
             verbose,
+            statistics,
             watch,
-        } => show(global, &target, verbose, watch),
+        } => show(global, &target, verbose || statistics, watch),
         Verb::Events { now } => events(global, now),
         Verb::Role(of) => each(global, &of.target, |view| vec![view.role.clone()]),
         Verb::Cstate(of) => each(global, &of.target, |view| {
