@@ -14,9 +14,7 @@ use super::hub::Hub;
 use super::keeper::{Input, Keeper, Site};
 use super::order::Order;
 use super::plan::Plan;
-use super::protocol::{
-    AUTHENTICATE, ControlRequest, ErrorKind, ErrorReply, Target, VerifyOptions,
-};
+use super::protocol::{AUTHENTICATE, ControlRequest, ErrorKind, ErrorReply, Target, VerifyOptions};
 use super::status::{Phase, Status};
 
 /// Reads the configuration of this node; called at start and whenever it may have changed.
