@@ -98,6 +98,7 @@ impl Engine {
         let boot = self.config.boot_id;
         let v = &mut self.volumes[index];
         v.superblock = image.superblock;
+        (v.counters.sent, v.counters.received) = (0, 0);
         v.reset_versions();
         v.capacity = image.capacity;
         v.size = if v.superblock.agreed_size > 0 {
@@ -707,6 +708,10 @@ impl Engine {
     /// Bytes that may differ from the peer.
     pub(super) fn out_of_sync(&self, index: usize) -> u64 {
         let v = &self.volumes[index];
+        if v.has_disk() && v.superblock.current.is_fresh() {
+            // Never synced: the bits begin with the first sync.
+            return v.size;
+        }
         (v.bitmap.count() * BIT_BYTES).min(v.size)
     }
 }

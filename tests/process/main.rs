@@ -20,4 +20,5 @@ mod numbers;
 mod pair;
 mod pauses;
 mod races;
+mod verify;
 mod volumes;
