@@ -86,12 +86,20 @@ pub enum Action {
         request: RequestId,
         result: Result<(), IoFailure>,
     },
-    /// Fills the first `span.len` bytes of `buffer`.
+    /// Fills the first `span.len` bytes of `buffer`. With `note_zeroes` the outcome is
+    /// `IoOutcome::Zeroes` when there is nothing else in them.
     DiskRead {
         io: IoId,
         volume: VolumeId,
         span: Span,
         buffer: Buffer,
+        note_zeroes: bool,
+    },
+    /// Where does the range begin with a hole, or with data? Answered with `IoOutcome::Begins`.
+    DiskProbe {
+        io: IoId,
+        volume: VolumeId,
+        span: Span,
     },
     /// Fills `buffer` and answers with `IoOutcome::Hash`.
     DiskHash {

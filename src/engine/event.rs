@@ -47,6 +47,14 @@ pub enum IoOutcome {
     Done,
     /// `DiskHash` only: the hash of the range.
     Hash([u8; 32]),
+    /// `DiskRead` with `note_zeroes` only: the range is all zeroes.
+    Zeroes,
+    /// `DiskProbe` only: so many bytes from the start of the range are a hole, or else data; they
+    /// may reach beyond its end.
+    Begins {
+        hole: bool,
+        bytes: u64,
+    },
     /// Errno of the failure.
     Failed(i32),
 }

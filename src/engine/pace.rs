@@ -114,7 +114,7 @@ impl Load {
     }
 
     /// Whether the application counts as idle.
-    fn is_calm(&self, now: Time) -> bool {
+    pub(super) fn is_calm(&self, now: Time) -> bool {
         self.quiet(now).is_some_and(|quiet| quiet >= CALM)
     }
 

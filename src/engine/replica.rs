@@ -710,6 +710,7 @@ impl Engine {
             );
             let volume = self.volumes[volume].id;
             self.out.push(Action::DiskRead {
+                note_zeroes: false,
                 io,
                 volume,
                 span,

@@ -678,6 +678,7 @@ impl Engine {
             self.volumes[volume].counters.read += u64::from(read.span.len);
             let io = self.begin(volume, Pending::LocalRead { key });
             self.out.push(Action::DiskRead {
+                note_zeroes: false,
                 io,
                 volume: id,
                 span: read.span,

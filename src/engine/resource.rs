@@ -72,6 +72,10 @@ pub(super) enum Pending {
         len: u32,
         buffer: u32,
     },
+    /// Source of a sync: does the block begin with a hole?
+    SyncProbe {
+        id: u64,
+    },
     /// Source of a sync: block read (or read and hashed).
     SyncRead {
         id: u64,
@@ -302,7 +306,7 @@ impl Engine {
         self.volumes[volume].counters.lower_pending -= 1;
         let failed = match outcome {
             IoOutcome::Failed(errno) => Some(errno),
-            IoOutcome::Done | IoOutcome::Hash(_) => None,
+            _ => None,
         };
         let hash = match outcome {
             IoOutcome::Hash(hash) => Some(hash),
@@ -328,8 +332,9 @@ impl Engine {
                 len,
                 buffer,
             } => self.peer_read_done(volume, (link, id), (len, buffer), failed),
+            Pending::SyncProbe { id } => self.sync_probed(volume, id, outcome),
             Pending::SyncRead { id, buffer } => {
-                self.sync_read_done(volume, (id, buffer), hash, failed)
+                self.sync_read_done(volume, (id, buffer), outcome);
             }
             Pending::SyncHash { item } => self.sync_hash_done(volume, item, hash, failed),
             Pending::VerifyRead { id, buffer } => {

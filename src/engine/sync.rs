@@ -9,12 +9,23 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::action::{Action, Notice};
 use super::bitmap::Bitmap;
+use super::event::IoOutcome;
 use super::ids::{Buffer, CommandId, Span, Time, VolumeId};
 use super::message::{Digest, Message, SyncResult, WriteKind};
 use super::pace::{Admit, Claim, Limits, Pace};
 use super::reason::Refusal;
 use super::resource::{Engine, Pending, broken};
 use super::status::{DiskState, ReplicationState};
+
+/// The longest hole that goes as one message, where the target can give blocks back; others write
+/// the zeroes, and get them in pieces of the usual length. No write starts over it meanwhile.
+const HOLE: u32 = 64 << 20;
+/// What a hole counts for the pace: a message and its answer.
+const HOLE_COSTS: u32 = 4096;
+/// Data that is shorter is read together with the hole behind it, bytes.
+const SHORT_READ: u64 = 64 << 10;
+/// The smallest hole, the unit of the dirty bitmap.
+const LEAST_HOLE: u32 = 4096;
 
 /// Whose operator holds syncs of a volume back.
 #[derive(Clone, Copy, Debug, Default)]
@@ -34,6 +45,7 @@ impl Paused {
 enum Stage {
     /// Waits for application writes over it to end, and for a buffer.
     Claimed,
+    /// Being read, or asked for whether it begins with a hole.
     Reading,
     /// Sent as data, or as a hash.
     Sent,
@@ -44,6 +56,8 @@ enum Stage {
 struct Block {
     span: Span,
     compare: bool,
+    /// It may begin with a hole, so the disk is asked first; of data, so many bytes are taken.
+    probe: Option<u32>,
     stage: Stage,
     claim: Claim,
 }
@@ -71,6 +85,8 @@ pub(super) struct Sync {
     pace: Pace,
     /// When the pace lets the next block go.
     wake: Option<Time>,
+    /// The disk is known to have no hole from the last probe up to here.
+    dense_until: u64,
     /// Place in the transfer log of the block that was answered last.
     last_sent: u64,
 }
@@ -95,6 +111,7 @@ impl Sync {
             total,
             pace,
             wake: None,
+            dense_until: 0,
             last_sent: 0,
         }
     }
@@ -168,6 +185,11 @@ impl Sync {
         }
     }
 
+    /// Whether the answer about a hole is still to come; what follows depends on it.
+    fn probes(&self) -> bool {
+        self.blocks.values().any(|block| block.probe.is_some())
+    }
+
     fn claims(&self, span: Span) -> bool {
         self.blocks.values().any(|block| block.span.overlaps(span))
     }
@@ -220,12 +242,11 @@ impl Engine {
                 return;
             };
             sync.wake = None;
-            if v.paused.any() || sync.blocks.len() >= limit {
+            if v.paused.any() || sync.blocks.len() >= limit || sync.probes() {
                 return;
             }
-            let Some((span, compare)) =
-                sync.next_block(&v.bitmap, self.config.resync_chunk, v.size)
-            else {
+            let chunk = self.config.resync_chunk;
+            let Some((span, compare)) = sync.next_block(&v.bitmap, chunk, v.size) else {
                 return;
             };
             let longest = match sync.pace.admit(now, &self.load) {
@@ -236,12 +257,22 @@ impl Engine {
                 }
                 Admit::Later => return,
             };
-            let span = Span::new(span.start, span.len.min(longest));
+            let compare = (compare || self.config.csums) && !sync.is_repair();
+            let gives_back = v.peer_disk_traits.is_some_and(|peer| peer.discard);
+            let probe = !compare && !sync.is_repair() && span.start >= sync.dense_until;
+            let span = match probe && gives_back && self.load.is_calm(now) {
+                true => sync
+                    .next_block(&v.bitmap, HOLE, v.size)
+                    .map_or(span, |next| next.0),
+                false => Span::new(span.start, span.len.min(longest)),
+            };
+            let bytes = if probe { HOLE_COSTS } else { span.len };
             let block = Block {
                 span,
-                compare: (compare || self.config.csums) && !sync.is_repair(),
+                compare,
+                probe: probe.then_some(longest),
                 stage: Stage::Claimed,
-                claim: sync.pace.claim(now, &self.load, u64::from(span.len)),
+                claim: sync.pace.claim(now, &self.load, u64::from(bytes)),
             };
             let id = self.next_key;
             self.next_key += 1;
@@ -322,6 +353,12 @@ impl Engine {
         if written && !broken!(self, ResyncOverwritesNewer) {
             return;
         }
+        if block.probe.is_some() {
+            self.set_stage(volume, id, Stage::Reading);
+            let io = self.begin(volume, Pending::SyncProbe { id });
+            let (volume, span) = (self.volumes[volume].id, block.span);
+            return self.out.push(Action::DiskProbe { io, volume, span });
+        }
         // A buffer is held only while the disk fills it, so that two nodes that sync from each
         // other cannot starve each other.
         let Some(buffer) = self.sync_buffers.pop() else {
@@ -345,8 +382,74 @@ impl Engine {
                 volume: vol,
                 span,
                 buffer,
+                note_zeroes: true,
             }
         });
+    }
+
+    /// The disk has said what the block begins with: a hole goes as one message, of data a block
+    /// of the usual length is read. The rest is free again.
+    pub(super) fn sync_probed(&mut self, volume: usize, id: u64, outcome: IoOutcome) {
+        let now = self.now;
+        self.progress = true;
+        let chunk = u64::from(self.config.resync_chunk);
+        let Some(sync) = self.volumes[volume].sync.as_mut() else {
+            return;
+        };
+        let Some(block) = sync.blocks.get_mut(&id) else {
+            return;
+        };
+        let Some(longest) = block.probe.take() else {
+            return;
+        };
+        let start = block.span.start;
+        let usual = u64::from(longest).min(chunk - start % chunk);
+        let mut hole = false;
+        let keep = match outcome {
+            IoOutcome::Failed(errno) => {
+                self.drop_block(volume, id);
+                return self.fail_disk(volume, errno);
+            }
+            IoOutcome::Begins { hole: true, bytes } if bytes >= u64::from(LEAST_HOLE) => {
+                hole = true;
+                bytes.min(u64::from(block.span.len))
+            }
+            IoOutcome::Begins { hole: false, bytes } => {
+                sync.dense_until = start.saturating_add(bytes);
+                usual.min(bytes.max(SHORT_READ))
+            }
+            _ => usual,
+        };
+        let whole = keep - keep % u64::from(LEAST_HOLE);
+        let len = u64::from(block.span.len).min(whole.max(u64::from(LEAST_HOLE)));
+        block.span = Span::new(start, len as u32);
+        block.stage = Stage::Claimed;
+        sync.cursor = sync.cursor.min(block.span.end());
+        let block = *block;
+        if hole {
+            self.set_stage(volume, id, Stage::Sent);
+            return self.send_zeroes(volume, id, block.span);
+        }
+        sync.pace.done(now, block.claim);
+        let claim = sync.pace.claim(now, &self.load, len);
+        if let Some(block) = sync.blocks.get_mut(&id) {
+            block.claim = claim;
+        }
+        self.start_block(volume, id);
+    }
+
+    /// Zeroes are made at the target; where it can, it gives the blocks back (rule 11).
+    fn send_zeroes(&mut self, volume: usize, id: u64, span: Span) {
+        let message = Message::SyncWrite {
+            id,
+            volume: self.volumes[volume].id,
+            span,
+            kind: WriteKind::Zeroes { unmap: true },
+        };
+        self.send(message, None);
+        if broken!(self, ClearBitOnSend) {
+            self.clear_synced(volume, span);
+        }
     }
 
     /// What compared blocks are hashed with.
@@ -385,17 +488,21 @@ impl Engine {
         &mut self,
         volume: usize,
         (id, buffer): (u64, u32),
-        hash: Option<[u8; 32]>,
-        failed: Option<i32>,
+        outcome: IoOutcome,
     ) {
         // The sync may have ended meanwhile: then there is no such block any more.
         if let Some(block) = self.block(volume, id) {
-            if let Some(errno) = failed {
-                self.drop_block(volume, id);
-                self.fail_disk(volume, errno);
-            } else {
-                self.set_stage(volume, id, Stage::Sent);
-                self.send_block(volume, id, block, buffer, hash.filter(|_| block.compare));
+            self.set_stage(volume, id, Stage::Sent);
+            match outcome {
+                IoOutcome::Failed(errno) => {
+                    self.drop_block(volume, id);
+                    self.fail_disk(volume, errno);
+                }
+                IoOutcome::Zeroes => self.send_zeroes(volume, id, block.span),
+                IoOutcome::Hash(hash) if block.compare => {
+                    self.send_block(volume, id, block, buffer, Some(hash));
+                }
+                _ => self.send_block(volume, id, block, buffer, None),
             }
         }
         // The bytes have been taken by `Send`.

@@ -18,7 +18,7 @@ use std::rc::Rc;
 
 use io_uring::{opcode, squeue, types};
 use lockstep_transport::ring::Submitter;
-use rustix::fs::FallocateFlags;
+use rustix::fs::{FallocateFlags, SeekFrom, seek};
 use rustix::io::Errno;
 
 use super::buffers::{Memory, Region};
@@ -38,6 +38,12 @@ pub enum Work {
     Read {
         span: Span,
         memory: Memory,
+        /// Zeroes are an outcome of their own.
+        note_zeroes: bool,
+    },
+    /// Asks the file system whether a range begins with a hole.
+    Probe {
+        span: Span,
     },
     /// Reads and answers with the hash.
     Hash {
@@ -62,10 +68,10 @@ impl Work {
     /// True when the buffer holds the range.
     fn fits(&self) -> bool {
         match self {
-            Work::Read { span, memory }
+            Work::Read { span, memory, .. }
             | Work::Hash { span, memory, .. }
             | Work::Write { span, memory, .. } => span.len <= memory.len,
-            Work::Zeroes { .. } | Work::Flush => true,
+            Work::Probe { .. } | Work::Zeroes { .. } | Work::Flush => true,
         }
     }
 }
@@ -187,6 +193,16 @@ impl Disks {
             });
             return;
         };
+        if let Work::Probe { span } = work {
+            out.push(Finished {
+                io,
+                volume,
+                work,
+                outcome: disk.probe(span),
+                started: now,
+            });
+            return;
+        }
         let unmap = matches!(work, Work::Zeroes { unmap: true, .. });
         let zero_path = disk.zero_path.get()[usize::from(unmap)];
         let token = self.jobs.insert(Job {
@@ -274,7 +290,7 @@ impl Job {
             return sync(fd);
         }
         match self.work {
-            Work::Read { span, memory } | Work::Hash { span, memory, .. } => {
+            Work::Read { span, memory, .. } | Work::Hash { span, memory, .. } => {
                 let (start, len, offset) = rest(span, memory, self.done);
                 opcode::Read::new(fd, start, len)
                     .offset(self.disk.start + offset)
@@ -304,7 +320,8 @@ impl Job {
                     .mode(mode.bits() as i32)
                     .build()
             }
-            Work::Flush => sync(fd),
+            // A probe has no entry: it ends as it starts.
+            Work::Flush | Work::Probe { .. } => sync(fd),
         }
     }
 
@@ -317,6 +334,14 @@ impl Job {
             return Some(IoOutcome::Done);
         }
         match self.work {
+            Work::Read {
+                span,
+                memory,
+                note_zeroes: true,
+            } => match self.moved(result, span) {
+                Some(()) => Some(look(memory.first(span.len))),
+                None => self.stuck(result),
+            },
             Work::Read { span, .. } | Work::Write { span, .. } => match self.moved(result, span) {
                 Some(()) => Some(IoOutcome::Done),
                 None => self.stuck(result),
@@ -339,7 +364,7 @@ impl Job {
                 }
                 Some(IoOutcome::Done)
             }
-            Work::Flush => Some(IoOutcome::Done),
+            Work::Flush | Work::Probe { .. } => Some(IoOutcome::Done),
         }
     }
 
@@ -387,6 +412,41 @@ fn sync(fd: types::Fd) -> squeue::Entry {
         .build()
 }
 
+impl Disk {
+    /// What the file system says of the start of a range. One that cannot tell, as block devices
+    /// cannot, says that there are no holes.
+    fn probe(&self, span: Span) -> IoOutcome {
+        let from = self.start + span.start;
+        let (hole, until) = match seek(&self.fd, SeekFrom::Data(from)) {
+            Ok(data) if data > from => (true, data),
+            // Nothing but a hole up to the end.
+            Err(Errno::NXIO) => (true, u64::MAX),
+            Ok(_) => (
+                false,
+                seek(&self.fd, SeekFrom::Hole(from)).unwrap_or(u64::MAX),
+            ),
+            Err(_) => (false, u64::MAX),
+        };
+        let bytes = until.saturating_sub(from);
+        IoOutcome::Begins { hole, bytes }
+    }
+}
+
+/// The outcome of a read that may have found nothing but zeroes.
+fn look(memory: Option<Memory>) -> IoOutcome {
+    const ZEROES: [u8; 4096] = [0; 4096];
+    let Some(memory) = memory else {
+        return IoOutcome::Failed(Errno::INVAL.raw_os_error());
+    };
+    // SAFETY: the read into this buffer has ended, and the engine leaves it alone until the
+    // outcome.
+    let bytes = unsafe { memory.bytes() };
+    match { bytes.chunks(ZEROES.len()) }.all(|part| *part == ZEROES[..part.len()]) {
+        true => IoOutcome::Zeroes,
+        false => IoOutcome::Done,
+    }
+}
+
 fn hash(digest: Digest, memory: Option<Memory>) -> IoOutcome {
     match memory {
         // SAFETY: the read into this buffer has ended, and the engine leaves it alone until the
@@ -401,6 +461,7 @@ mod tests {
     use super::*;
     use crate::reactor::ring::{Completion, Owner, Ring, waker};
     use rustix::fs::{Mode, OFlags};
+    use std::os::unix::fs::FileExt;
     use std::time::Duration;
 
     const KIB: usize = 1024;
@@ -491,6 +552,7 @@ mod tests {
             Work::Read {
                 span,
                 memory: target,
+                note_zeroes: false,
             },
         );
         assert_eq!(done, IoOutcome::Done);
@@ -590,6 +652,7 @@ mod tests {
             work: Work::Read {
                 span: Span::new(0, 8192),
                 memory: bench.memory(0, 8192),
+                note_zeroes: false,
             },
             started: Time(0),
             step: Step::Body,
@@ -627,14 +690,58 @@ mod tests {
             Work::Read {
                 span: beyond,
                 memory,
+                note_zeroes: false,
             },
         );
         assert_eq!(done, IoOutcome::Failed(Errno::IO.raw_os_error()));
         let done = bench.run(1, Work::Flush);
         assert_eq!(done, IoOutcome::Failed(Errno::NXIO.raw_os_error()));
         let long = Span::new(0, 8192);
-        let done = bench.run(0, Work::Read { span: long, memory });
+        let done = bench.run(
+            0,
+            Work::Read {
+                span: long,
+                memory,
+                note_zeroes: false,
+            },
+        );
         assert_eq!(done, IoOutcome::Failed(Errno::NXIO.raw_os_error()));
         assert!(bench.content().iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
+    fn holes_and_zeroes_are_told_from_data() {
+        let mut bench = Bench::new(16 << 20, OFlags::RDWR);
+        bench
+            .file
+            .as_file()
+            .write_all_at(&[7; 8192], 4 << 20)
+            .unwrap();
+        let probe = |start, len| Work::Probe {
+            span: Span::new(start, len),
+        };
+        let begins = |hole, bytes| IoOutcome::Begins { hole, bytes };
+        assert_eq!(bench.run(0, probe(0, 8 << 20)), begins(true, 4 << 20));
+        assert_eq!(bench.run(0, probe(4 << 20, 4096)), begins(false, 8192));
+        assert_eq!(bench.run(0, probe(1 << 20, 4096)), begins(true, 3 << 20));
+        let IoOutcome::Begins { hole: true, bytes } = bench.run(0, probe(5 << 20, 4096)) else {
+            panic!("a hole up to the end");
+        };
+        assert!(bytes >= 11 << 20);
+        let mut read = |start, note_zeroes| {
+            let memory = bench.memory(0, 8192);
+            let span = Span::new(start, 8192);
+            bench.run(
+                0,
+                Work::Read {
+                    span,
+                    memory,
+                    note_zeroes,
+                },
+            )
+        };
+        assert_eq!(read(0, true), IoOutcome::Zeroes);
+        assert_eq!(read(0, false), IoOutcome::Done);
+        assert_eq!(read((4 << 20) + 4096, true), IoOutcome::Done);
     }
 }

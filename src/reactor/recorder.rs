@@ -114,6 +114,7 @@ fn describe(action: &Action) -> (&'static str, u64) {
             result: Err(_),
         } => ("fail", u64::from(request.0)),
         Action::DiskRead { io, .. } => ("read", io.0),
+        Action::DiskProbe { io, .. } => ("probe", io.0),
         Action::DiskHash { io, .. } => ("hash", io.0),
         Action::DiskWrite { io, .. } => ("write", io.0),
         Action::DiskZeroes { io, .. } => ("zeroes", io.0),

@@ -487,12 +487,17 @@ impl Reactor {
                 volume,
                 span,
                 buffer,
-            } => (
-                io,
-                volume,
-                self.memory(buffer)
-                    .map(|memory| Work::Read { span, memory }),
-            ),
+                note_zeroes,
+            } => {
+                let memory = self.memory(buffer);
+                let work = memory.map(|memory| Work::Read {
+                    span,
+                    memory,
+                    note_zeroes,
+                });
+                (io, volume, work)
+            }
+            Action::DiskProbe { io, volume, span } => (io, volume, Some(Work::Probe { span })),
             Action::DiskHash {
                 io,
                 volume,

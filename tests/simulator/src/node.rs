@@ -79,6 +79,12 @@ pub enum Target {
         io: IoId,
         buffer: Buffer,
         hash: Option<Digest>,
+        note_zeroes: bool,
+    },
+    /// Where the range begins with a hole; the disk may be one that cannot tell.
+    Probe {
+        io: IoId,
+        dense: bool,
     },
     Write {
         io: IoId,

@@ -325,6 +325,8 @@ pub struct Plan {
     pub log_slots: u16,
     pub resync_buffers: u32,
     pub resync_chunk: u32,
+    /// The disk cannot tell where its holes are.
+    pub dense: [bool; 2],
     /// Syncs compare before they copy.
     pub csums: bool,
     pub max_unacked: u64,
@@ -385,6 +387,7 @@ impl Plan {
             } else {
                 32_768 << rng.range(0, 6)
             },
+            dense: [rng.chance(400), rng.chance(400)],
             csums: rng.chance(200),
             max_unacked: 1 << rng.range(16, 25),
             timeouts,

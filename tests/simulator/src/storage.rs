@@ -124,15 +124,26 @@ impl World {
                 io,
                 buffer,
                 hash: hashed,
+                note_zeroes,
             } => {
                 let mut outcome = plain;
                 if let (DiskResult::Data(stamps), Some(process)) =
                     (&result, &mut self.nodes[node].process)
                 {
                     process.fill(buffer, stamps);
+                    if note_zeroes && stamps.iter().all(|stamp| *stamp == ZERO) {
+                        outcome = IoOutcome::Zeroes;
+                    }
                     if let Some(digest) = hashed {
                         outcome = IoOutcome::Hash(hash(digest, stamps));
                     }
+                }
+                self.feed(node, Event::Io { io, outcome });
+            }
+            Target::Probe { io, dense } => {
+                let mut outcome = plain;
+                if let DiskResult::Data(stamps) = &result {
+                    outcome = begins(stamps, dense);
                 }
                 self.feed(node, Event::Io { io, outcome });
             }
@@ -247,4 +258,16 @@ impl World {
             },
         );
     }
+}
+
+/// What a file system would say of the start of a range.
+fn begins(stamps: &[u64], dense: bool) -> IoOutcome {
+    let hole = !dense && stamps.first() == Some(&ZERO);
+    let same = |stamp: &&u64| (**stamp == ZERO) == hole;
+    let sectors = match dense {
+        true => u64::MAX / SECTOR,
+        false => stamps.iter().take_while(same).count() as u64,
+    };
+    let bytes = sectors * SECTOR;
+    IoOutcome::Begins { hole, bytes }
 }

@@ -466,6 +466,7 @@ impl World {
                 volume,
                 span,
                 buffer,
+                note_zeroes,
             } => {
                 self.read(
                     node,
@@ -475,8 +476,13 @@ impl World {
                         io,
                         buffer,
                         hash: None,
+                        note_zeroes,
                     },
                 );
+            }
+            Action::DiskProbe { io, volume, span } => {
+                let dense = self.plan.dense[node];
+                self.read(node, volume, span, Target::Probe { io, dense });
             }
             Action::DiskHash {
                 io,
@@ -493,6 +499,7 @@ impl World {
                         io,
                         buffer,
                         hash: Some(digest),
+                        note_zeroes: false,
                     },
                 );
             }
