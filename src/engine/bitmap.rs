@@ -34,6 +34,23 @@ pub(super) struct Bitmap {
     cleared_pages: BTreeSet<u32>,
 }
 
+/// The words that bits `first` to `end` (excluded) lie in, each with the bits that are meant.
+fn masks(first: u64, end: u64) -> impl Iterator<Item = (usize, u64)> {
+    let words = if first < end {
+        first / 64..end.div_ceil(64)
+    } else {
+        0..0
+    };
+    words.map(move |index| {
+        let low = first.saturating_sub(index * 64);
+        let high = (end - index * 64).min(64);
+        (
+            index as usize,
+            (u64::MAX >> (64 - high)) & (u64::MAX << low),
+        )
+    })
+}
+
 impl Bitmap {
     /// A bitmap of `bytes` of data from the words read from disk (missing ones are zero).
     pub(super) fn new(bytes: u64, mut words: Vec<u64>) -> Bitmap {
@@ -70,33 +87,44 @@ impl Bitmap {
     /// Marks every block that `span` touches.
     pub(super) fn set_span(&mut self, span: Span) {
         let (first, end) = self.outer(span);
-        for bit in first..end {
-            self.set_bit(bit);
-            if !self.suspects.is_empty() {
-                self.unsuspect(bit);
-            }
+        for (index, mask) in masks(first, end) {
+            self.set_bits(index, mask);
+            self.unsuspect(index, mask);
         }
     }
 
-    fn set_bit(&mut self, bit: u64) -> bool {
-        let mask = 1u64 << (bit % 64);
-        let word = &mut self.words[(bit / 64) as usize];
-        if *word & mask != 0 {
-            return false;
+    /// Sets bits of a word; returns those that were clear.
+    fn set_bits(&mut self, index: usize, mask: u64) -> u64 {
+        let word = &mut self.words[index];
+        let fresh = mask & !*word;
+        if fresh != 0 {
+            *word |= fresh;
+            self.count += u64::from(fresh.count_ones());
+            self.set_pages.insert((index / PAGE_WORDS) as u32);
         }
-        *word |= mask;
-        self.count += 1;
-        self.set_pages.insert((bit / PAGE_BITS) as u32);
-        true
+        fresh
     }
 
-    fn unsuspect(&mut self, bit: u64) {
-        let extent = (bit / EXTENT_BITS) as u32;
+    fn unsuspect(&mut self, index: usize, mask: u64) {
+        if self.suspects.is_empty() {
+            return;
+        }
+        let extent = (index / EXTENT_WORDS) as u32;
         if let Some(words) = self.suspects.get_mut(&extent) {
-            words[((bit % EXTENT_BITS) / 64) as usize] &= !(1u64 << (bit % 64));
+            words[index % EXTENT_WORDS] &= !mask;
             if words.iter().all(|w| *w == 0) {
                 self.suspects.remove(&extent);
             }
+        }
+    }
+
+    /// Sets bits of a word; those that were clear are suspect.
+    fn suspect_bits(&mut self, index: usize, mask: u64) {
+        let fresh = self.set_bits(index, mask);
+        if fresh != 0 {
+            let extent = (index / EXTENT_WORDS) as u32;
+            let words = self.suspects.entry(extent).or_insert([0; EXTENT_WORDS]);
+            words[index % EXTENT_WORDS] |= fresh;
         }
     }
 
@@ -104,22 +132,16 @@ impl Bitmap {
     pub(super) fn suspect_extent(&mut self, extent: u32) {
         let first = u64::from(extent) * EXTENT_BITS;
         let end = (first + EXTENT_BITS).min(self.bits);
-        self.suspect_bits(first.min(end), end);
+        for (index, mask) in masks(first.min(end), end) {
+            self.suspect_bits(index, mask);
+        }
     }
 
     /// Marks every block that `span` touches as possibly different.
     pub(super) fn suspect_span(&mut self, span: Span) {
         let (first, end) = self.outer(span);
-        self.suspect_bits(first, end);
-    }
-
-    fn suspect_bits(&mut self, first: u64, end: u64) {
-        for bit in first..end {
-            if self.set_bit(bit) {
-                let extent = (bit / EXTENT_BITS) as u32;
-                let words = self.suspects.entry(extent).or_insert([0; EXTENT_WORDS]);
-                words[((bit % EXTENT_BITS) / 64) as usize] |= 1u64 << (bit % 64);
-            }
+        for (index, mask) in masks(first, end) {
+            self.suspect_bits(index, mask);
         }
     }
 
@@ -147,14 +169,14 @@ impl Bitmap {
         if sabotage_partial {
             first = span.start / BIT_BYTES;
         }
-        for bit in first..end.min(self.bits) {
-            let mask = 1u64 << (bit % 64);
-            let word = &mut self.words[(bit / 64) as usize];
-            if *word & mask != 0 {
-                *word &= !mask;
-                self.count -= 1;
-                self.cleared_pages.insert((bit / PAGE_BITS) as u32);
-                self.unsuspect(bit);
+        for (index, mask) in masks(first, end.min(self.bits)) {
+            let word = &mut self.words[index];
+            let gone = *word & mask;
+            if gone != 0 {
+                *word &= !gone;
+                self.count -= u64::from(gone.count_ones());
+                self.cleared_pages.insert((index / PAGE_WORDS) as u32);
+                self.unsuspect(index, gone);
             }
         }
         if self.count == 0 {
@@ -209,16 +231,26 @@ impl Bitmap {
         let suspect = self.is_suspect(first);
         let per_run = u64::from(max) / BIT_BYTES;
         let limit = ((first / per_run + 1) * per_run).min(self.bits);
-        let mut end = first + 1;
-        while end < limit
-            && self.words[(end / 64) as usize] & (1u64 << (end % 64)) != 0
-            && self.is_suspect(end) == suspect
-        {
-            end += 1;
-        }
+        let end = self.run_end(first, limit, suspect);
         let start = first * BIT_BYTES;
         let stop = (end * BIT_BYTES).min(device_end);
         (stop > start).then(|| (Span::new(start, (stop - start) as u32), suspect))
+    }
+
+    /// Where the run of set bits of one sort that begins at `first` ends, at most `limit`.
+    fn run_end(&self, first: u64, limit: u64, suspect: bool) -> u64 {
+        let mut at = first;
+        while at < limit {
+            let index = at / 64;
+            let sort = self.suspect_word(index);
+            let run = self.words[index as usize] & if suspect { sort } else { !sort };
+            let ones = u64::from((!(run >> (at % 64))).trailing_zeros()).min(64 - at % 64);
+            at += ones;
+            if ones == 0 || at % 64 != 0 {
+                break;
+            }
+        }
+        at.min(limit)
     }
 
     fn pages(&self) -> u32 {
@@ -264,24 +296,19 @@ impl Bitmap {
 
     /// Adds the peer's bits of one page (rule 4: the set to sync is the union).
     pub(super) fn merge_page(&mut self, page: u32, words: &[u64], suspects: &[u64]) {
-        let first_bit = u64::from(page) * PAGE_BITS;
+        let first = page as usize * PAGE_WORDS;
         for (i, word) in words.iter().enumerate() {
-            let suspect = suspects.get(i).copied().unwrap_or(0);
-            let mut rest = *word;
-            while rest != 0 {
-                let bit = first_bit + i as u64 * 64 + u64::from(rest.trailing_zeros());
-                let mask = 1u64 << (bit % 64);
-                rest &= rest - 1;
-                if bit >= self.bits {
-                    return;
-                }
-                if suspect & mask != 0 {
-                    self.suspect_bits(bit, bit + 1);
-                } else {
-                    self.set_bit(bit);
-                    self.unsuspect(bit);
-                }
-            }
+            let index = first + i;
+            let inside = match self.bits.saturating_sub(index as u64 * 64) {
+                0 => return,
+                left @ 1..64 => (1u64 << left) - 1,
+                _ => u64::MAX,
+            };
+            let suspect = suspects.get(i).copied().unwrap_or(0) & word & inside;
+            let sure = word & inside & !suspect;
+            self.suspect_bits(index, suspect);
+            self.set_bits(index, sure);
+            self.unsuspect(index, sure);
         }
     }
 
@@ -424,5 +451,98 @@ mod tests {
         assert!(!map.unsaved());
         map.return_page(1);
         assert!(map.unsaved());
+    }
+
+    /// Bits one by one, as they should be.
+    struct Model {
+        set: Vec<bool>,
+        suspect: Vec<bool>,
+    }
+
+    impl Model {
+        fn runs(&self, max: u64) -> Vec<(u64, u64, bool)> {
+            let mut runs: Vec<(u64, u64, bool)> = Vec::new();
+            for bit in (0..self.set.len()).filter(|bit| self.set[*bit]) {
+                let at = bit as u64;
+                match runs.last_mut() {
+                    Some((_, end, sort))
+                        if *end == at && *sort == self.suspect[bit] && at % max != 0 =>
+                    {
+                        *end += 1;
+                    }
+                    _ => runs.push((at, at + 1, self.suspect[bit])),
+                }
+            }
+            runs
+        }
+    }
+
+    #[test]
+    fn words_hold_what_bits_one_by_one_would() {
+        let bits = 3000u64;
+        let (size, max) = (bits * BIT_BYTES, 256);
+        let mut seed = 7u64;
+        let mut next = |below: u64| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (seed >> 33) % below
+        };
+        let mut map = Bitmap::new(size, Vec::new());
+        let count = bits as usize;
+        let mut model = Model {
+            set: vec![false; count],
+            suspect: vec![false; count],
+        };
+        for _ in 0..600 {
+            let first = next(bits);
+            let end = (first + 1 + next(200)).min(bits);
+            let span = Span::new(first * BIT_BYTES, ((end - first) * BIT_BYTES) as u32);
+            let range = first as usize..end as usize;
+            match next(4) {
+                0 => {
+                    map.set_span(span);
+                    model.set[range.clone()].fill(true);
+                    model.suspect[range].fill(false);
+                }
+                1 => {
+                    map.clear_span(span, size, false);
+                    model.set[range.clone()].fill(false);
+                    model.suspect[range].fill(false);
+                }
+                2 => {
+                    map.suspect_span(span);
+                    for bit in range {
+                        model.suspect[bit] |= !model.set[bit];
+                        model.set[bit] = true;
+                    }
+                }
+                _ => {
+                    // The peer's words: some bits sure, some suspect.
+                    let words: Vec<u64> = (0..4)
+                        .map(|_| next(u64::MAX) << 20 & next(u64::MAX))
+                        .collect();
+                    let suspects: Vec<u64> =
+                        words.iter().map(|w| w & 0x0f0f_0f0f_0f0f_0f0f).collect();
+                    map.merge_page(0, &words, &suspects);
+                    for bit in 0..256 {
+                        let is = |words: &[u64]| words[bit / 64] >> (bit % 64) & 1 == 1;
+                        if is(&suspects) {
+                            model.suspect[bit] |= !model.set[bit];
+                            model.set[bit] = true;
+                        } else if is(&words) {
+                            (model.set[bit], model.suspect[bit]) = (true, false);
+                        }
+                    }
+                }
+            }
+            let mut runs = Vec::new();
+            let mut from = 0;
+            while let Some((span, suspect)) = map.next_run(from, (max * BIT_BYTES) as u32, size) {
+                runs.push((span.start / BIT_BYTES, span.end() / BIT_BYTES, suspect));
+                from = span.end();
+            }
+            assert_eq!(runs, model.runs(max));
+            let set = model.set.iter().filter(|set| **set).count();
+            assert_eq!(map.count(), set as u64);
+        }
     }
 }

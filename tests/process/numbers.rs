@@ -127,3 +127,26 @@ fn a_pair_is_connected_soon_after_its_start() {
         begin.elapsed()
     );
 }
+
+#[test]
+fn an_empty_tebibyte_is_in_sync_in_half_a_minute_and_takes_no_room() {
+    let begin = Instant::now();
+    let pair = Pair::started(Plan {
+        size: 1 << 40,
+        ..Plan::default()
+    });
+    connected(&pair.alpha);
+    pair.alpha.run(&["primary", "r0", "--force"]).ok();
+    let sync = Instant::now();
+    let limit = ["wait-sync", "r0", "--timeout", "120"];
+    pair.alpha.run(&limit).ok();
+    let took = sync.elapsed();
+    eprintln!("synced in {took:?}, all in {:?}", begin.elapsed());
+    assert!(took < Duration::from_secs(30), "{took:?}");
+    for name in ["alpha", "beta"] {
+        let disk = std::fs::metadata(pair.disk(name)).expect("a disk");
+        let room = std::os::unix::fs::MetadataExt::blocks(&disk) * 512;
+        assert!(room < 1 << 30, "{name} takes {room} bytes");
+    }
+    assert_eq!(crate::pair::amount(&pair.alpha, "sent"), 0);
+}
