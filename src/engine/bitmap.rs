@@ -246,7 +246,7 @@ impl Bitmap {
             let run = self.words[index as usize] & if suspect { sort } else { !sort };
             let ones = u64::from((!(run >> (at % 64))).trailing_zeros()).min(64 - at % 64);
             at += ones;
-            if ones == 0 || at % 64 != 0 {
+            if ones == 0 || !at.is_multiple_of(64) {
                 break;
             }
         }
@@ -466,7 +466,7 @@ mod tests {
                 let at = bit as u64;
                 match runs.last_mut() {
                     Some((_, end, sort))
-                        if *end == at && *sort == self.suspect[bit] && at % max != 0 =>
+                        if *end == at && *sort == self.suspect[bit] && !at.is_multiple_of(max) =>
                     {
                         *end += 1;
                     }
