@@ -17,6 +17,8 @@ use super::reason::Refusal;
 use super::resource::{Engine, Pending, broken};
 use super::status::{DiskState, ReplicationState};
 
+/// See [`Engine::checkpoint`]; 24 MiB of blocks of 1 MiB.
+const CHECKPOINT_CHUNKS: u64 = 24;
 /// The longest hole that goes as one message, where the target can give blocks back; others write
 /// the zeroes, and get them in pieces of the usual length. No write starts over it meanwhile.
 const HOLE: u32 = 64 << 20;
@@ -87,6 +89,8 @@ pub(super) struct Sync {
     wake: Option<Time>,
     /// The disk is known to have no hole from the last probe up to here.
     dense_until: u64,
+    /// Bytes answered since the target was last asked to make all durable.
+    unflushed: u64,
     /// Place in the transfer log of the block that was answered last.
     last_sent: u64,
 }
@@ -112,6 +116,7 @@ impl Sync {
             pace,
             wake: None,
             dense_until: 0,
+            unflushed: 0,
             last_sent: 0,
         }
     }
@@ -567,8 +572,15 @@ impl Engine {
                     self.clear_synced(volume, block.span);
                 }
                 let position = self.transfer.push_sync(volume, block.span, self.now);
+                let (limit, flushing) = (self.checkpoint(), self.transfer.flush_under_way());
+                let bytes = self.config.resync_chunk.min(block.span.len);
                 if let Some(sync) = self.volumes[volume].sync.as_mut() {
                     sync.last_sent = position;
+                    sync.unflushed += u64::from(bytes);
+                    if sync.unflushed >= limit && !flushing {
+                        sync.unflushed = 0;
+                        self.want_peer_flush();
+                    }
                 }
             }
             SyncResult::Failed => {
@@ -597,8 +609,24 @@ impl Engine {
     /// A sync block is durable at the target.
     pub(super) fn clear_synced(&mut self, volume: usize, span: Span) {
         let partial = broken!(self, PartialClear);
+        let checkpoint = self.checkpoint();
         let v = &mut self.volumes[volume];
         v.bitmap.clear_span(span, v.size, partial);
+        // A hole costs little to be made again.
+        v.cleared += u64::from(self.config.resync_chunk.min(span.len));
+        if v.cleared >= checkpoint {
+            // What a restart would not know to be synced would be sent again.
+            v.cleared = 0;
+            v.save_bitmap = true;
+            self.progress = true;
+        }
+    }
+
+    /// Bytes of a sync after which the target is asked to make them durable, and after which
+    /// either side stores that they are in sync: at most twice that, and what is in flight, is
+    /// sent again after a crash.
+    fn checkpoint(&self) -> u64 {
+        u64::from(self.config.resync_chunk) * CHECKPOINT_CHUNKS
     }
 
     /// The peer lacks a write: what was sent of this range does not count.

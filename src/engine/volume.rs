@@ -147,6 +147,8 @@ pub(super) struct Volume {
     pub(super) pages_in_flight: bool,
     /// Somebody waits for set bits to be on disk.
     pub(super) save_bitmap: bool,
+    /// Bytes synced since their bits were last stored.
+    pub(super) cleared: u64,
     pub(super) log: ActivityLog,
     pub(super) log_in_flight: bool,
     pub(super) local: LocalWrites,
@@ -198,6 +200,7 @@ impl Volume {
             bitmap: Bitmap::new(0, Vec::new()),
             pages_in_flight: false,
             save_bitmap: false,
+            cleared: 0,
             log: ActivityLog::new(1, &[]),
             log_in_flight: false,
             local: LocalWrites::default(),

@@ -1,4 +1,4 @@
-//! Online verify and repair, and syncs that an operator holds back, seen from outside: the disks
+//! Online verify and repair, and syncs that are held back or cut off, seen from outside: the disks
 //! are changed behind the data planes' backs.
 
 use std::fs::OpenOptions;
@@ -9,7 +9,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::load::Load;
-use crate::pair::{Pair, Plan, amount, connected, status, synced, wait_status};
+use crate::node::wait_until;
+use crate::pair::{Pair, Plan, amount, connected, noise, status, synced, wait_status};
 
 const MIB: u64 = 1 << 20;
 const SOON: Duration = Duration::from_secs(60);
@@ -137,4 +138,37 @@ fn a_sync_that_compares_first_sends_only_what_differs() {
     synced(&pair.beta);
     let sent = amount(&pair.alpha, "sent") - before;
     assert!(sent < 1024, "{sent} KiB sent although nothing differed");
+}
+
+/// A full sync of which both nodes die in the middle goes on where it was, but for what neither
+/// could know to be durable.
+#[test]
+fn a_sync_goes_on_after_both_nodes_have_died_in_it() {
+    const DIRTY: u64 = 384 * MIB;
+    let mut pair = Pair::in_sync(Plan {
+        size: 512 * MIB,
+        ..Plan::default()
+    });
+    pair.beta.run(&["disconnect", "r0"]).ok();
+    let mut nbd = pair.nbd("alpha");
+    for at in (0..DIRTY).step_by(MIB as usize) {
+        nbd.write(at, &noise(MIB as usize, at)).expect("writes");
+    }
+    nbd.flush().expect("flushes");
+    drop(nbd);
+    let slow = ["disk-options", "r0", "--resync-rate=60M"];
+    pair.alpha.run(&slow).ok();
+    pair.beta.run(&["connect", "r0"]).ok();
+    let sent = |pair: &Pair| amount(&pair.alpha, "sent") * 1024;
+    let before = sent(&pair);
+    wait_until("most is sent", || sent(&pair) - before > 3 * DIRTY / 4);
+    let first = sent(&pair) - before;
+    for node in [&mut pair.alpha, &mut pair.beta] {
+        node.crash();
+        node.start_agent();
+    }
+    synced(&pair.alpha);
+    let all = first + sent(&pair);
+    assert!(all <= DIRTY + 64 * MIB, "{first} and {} sent", all - first);
+    pair.assert_identical();
 }
