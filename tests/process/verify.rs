@@ -149,7 +149,6 @@ fn a_sync_goes_on_after_both_nodes_have_died_in_it() {
         size: 512 * MIB,
         ..Plan::default()
     });
-    pair.beta.run(&["disconnect", "r0"]).ok();
     let mut nbd = pair.nbd("alpha");
     for at in (0..DIRTY).step_by(MIB as usize) {
         nbd.write(at, &noise(MIB as usize, at)).expect("writes");
@@ -158,9 +157,9 @@ fn a_sync_goes_on_after_both_nodes_have_died_in_it() {
     drop(nbd);
     let slow = ["disk-options", "r0", "--resync-rate=60M"];
     pair.alpha.run(&slow).ok();
-    pair.beta.run(&["connect", "r0"]).ok();
     let sent = |pair: &Pair| amount(&pair.alpha, "sent") * 1024;
     let before = sent(&pair);
+    pair.beta.run(&["invalidate", "r0"]).ok();
     wait_until("most is sent", || sent(&pair) - before > 3 * DIRTY / 4);
     let first = sent(&pair) - before;
     for node in [&mut pair.alpha, &mut pair.beta] {
