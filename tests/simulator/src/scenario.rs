@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use lockstep::engine::pace::Limits;
 use lockstep::engine::{Protocol, Sabotage, Timeouts};
 
 use crate::node::EXTENT;
@@ -325,6 +326,8 @@ pub struct Plan {
     pub log_slots: u16,
     pub resync_buffers: u32,
     pub resync_chunk: u32,
+    /// Of syncs.
+    pub limits: Limits,
     /// The disk cannot tell where its holes are.
     pub dense: [bool; 2],
     /// Syncs compare before they copy.
@@ -345,6 +348,24 @@ pub struct Plan {
     pub synced: bool,
     /// The front end keeps requests for the next data plane.
     pub reissue: bool,
+}
+
+/// Limits of a sync: mostly none, or such that the largest volume is synced in time.
+fn limits(rng: &mut Rng) -> Limits {
+    let mut limits = Limits::default();
+    if rng.chance(300) {
+        limits.cap = Some(rng.range(1, 30) << 20);
+    }
+    if rng.chance(300) {
+        limits.floor = Some(rng.range(0, 4) << 20);
+    }
+    if rng.chance(150) {
+        limits.plan_ahead = Duration::ZERO;
+    }
+    if rng.chance(150) {
+        limits.fill_target = rng.range(64, 4096) << 10;
+    }
+    limits
 }
 
 impl Plan {
@@ -387,6 +408,7 @@ impl Plan {
             } else {
                 32_768 << rng.range(0, 6)
             },
+            limits: limits(rng),
             dense: [rng.chance(400), rng.chance(400)],
             csums: rng.chance(200),
             max_unacked: 1 << rng.range(16, 25),

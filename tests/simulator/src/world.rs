@@ -302,7 +302,9 @@ impl World {
             node: NodeId(node as u8),
             peer: NodeId(1 - node as u8),
             volumes: (0..self.plan.volumes).map(|v| VolumeId(v as u16)).collect(),
-            limits: Default::default(),
+            limits: (0..self.plan.volumes)
+                .map(|volume| (VolumeId(volume as u16), self.plan.limits))
+                .collect(),
             csums: self.plan.csums,
             protocol: self.options.protocol,
             timeouts: self.plan.timeouts,
