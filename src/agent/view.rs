@@ -91,9 +91,13 @@ pub struct PeerDeviceView {
     pub pending: u64,
     pub unacked: u64,
     pub percent_in_sync: f64,
-    /// Percent of the running sync.
+    /// Of the running sync or verify, in percent and as amounts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub done: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub done_kib: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub total_kib: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate_kib_s: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]

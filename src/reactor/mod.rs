@@ -24,6 +24,7 @@ mod lines;
 mod links;
 mod meta;
 mod orders;
+mod progress;
 pub mod reason;
 mod recorder;
 mod ring;

@@ -21,6 +21,7 @@ use super::fronts::Fronts;
 use super::links::Links;
 use super::meta::Metas;
 use super::orders::{LinkWish, Order, Orders, Reply, Reports};
+use super::progress::{self, Progress};
 use super::reason::{Names, of_notice, of_refusal};
 use super::recorder::Recorder;
 use super::ring::{Completion, Owner, Ring, Waker};
@@ -29,7 +30,7 @@ use super::track::{Leftover, TrackTable};
 use crate::agent::protocol::{ErrorKind, ErrorReply, ServeConfig, ServeNotice};
 use crate::engine::{
     Action, Buffer, Command, CommandId, Config, DiskState, Engine, Event, IoId, IoOutcome, Message,
-    NodeId, Notice, Refusal, ReplicationState, Time, VolumeId,
+    NodeId, Notice, Refusal, ResourceStatus, Time, VolumeId,
 };
 
 /// How long front ends may take to open or close before a command that waits for them fails.
@@ -102,8 +103,9 @@ pub struct Reactor {
     /// Volumes that have had a disk in this process.
     attached: Vec<bool>,
     counters: Counters,
-    /// When the running sync of each volume began.
-    sync_since: Vec<Option<Time>>,
+    /// The sync or verify of each volume, and when it was measured last.
+    progress: Vec<Progress>,
+    measured: Time,
     /// Errno that a volume lost its disk with.
     disk_failures: Vec<Option<i32>>,
     commands: HashMap<CommandId, Waiting>,
@@ -164,7 +166,8 @@ impl Reactor {
             leftover,
             attached: vec![false; count],
             counters: Counters::new(count),
-            sync_since: vec![None; count],
+            progress: vec![Progress::new(); count],
+            measured: Time(0),
             disk_failures: vec![None; count],
             engine: Engine::new(engine),
             config,
@@ -243,6 +246,7 @@ impl Reactor {
                 break;
             }
         }
+        self.measure_progress();
         self.report();
         self.finish_tails();
     }
@@ -637,16 +641,7 @@ impl Reactor {
         if let Notice::Replication { volume, to } = &notice
             && let Some(index) = self.index(*volume)
         {
-            let syncing = matches!(
-                to,
-                ReplicationState::SyncSource
-                    | ReplicationState::SyncTarget
-                    | ReplicationState::PausedSyncS
-                    | ReplicationState::PausedSyncT
-                    | ReplicationState::VerifyS
-            );
-            let since = self.sync_since[index].unwrap_or(self.now);
-            self.sync_since[index] = syncing.then_some(since);
+            self.progress[index].state(self.now, *to);
         }
         match &notice {
             Notice::DiskError { volume, errno } => self.note_disk(*volume, Some(*errno)),
@@ -689,18 +684,38 @@ impl Reactor {
         }
     }
 
-    fn snapshot(&self) -> Snapshot {
+    /// Looks now and then at how far syncs and verifies are. They cannot advance without waking
+    /// this thread, so that no timer is needed.
+    fn measure_progress(&mut self) {
+        let moves = self.progress.iter().any(Progress::moves);
+        if moves && self.now.since(self.measured) >= progress::EVERY {
+            let engine = self.engine.status();
+            self.measure(&engine);
+        }
+    }
+
+    fn measure(&mut self, engine: &ResourceStatus) {
+        let peers = engine.connection.peer_devices.iter();
+        for (progress, peer) in self.progress.iter_mut().zip(peers) {
+            progress.sample(self.now, peer.sync_done);
+        }
+        self.measured = self.now;
+    }
+
+    fn snapshot(&mut self) -> Snapshot {
+        let engine = self.engine.status();
+        // What stalls wakes nobody: it is seen here that time has passed.
+        self.measure(&engine);
         let facts = |index: usize| VolumeFacts {
             latencies: self.counters.percentiles(index),
             serving: self.fronts.serving(index),
             front_failure: self.fronts.failure(index).map(str::to_owned),
             front_note: self.fronts.note(index),
             disk_failure: self.disk_failures[index],
-            sync_seconds: self.sync_since[index]
-                .map_or(0.0, |since| self.now.since(since).as_secs_f64()),
+            rate: self.progress[index].rate(),
         };
         Snapshot {
-            engine: self.engine.status(),
+            engine,
             notices: self.reports.sent(),
             volumes: (0..self.volumes.len()).map(facts).collect(),
         }

@@ -25,8 +25,8 @@ pub struct VolumeFacts {
     pub front_note: Option<String>,
     /// Errno that the disk failed with before it was detached.
     pub disk_failure: Option<i32>,
-    /// Seconds since the running sync began.
-    pub sync_seconds: f64,
+    /// Bytes per second of the running sync or verify.
+    pub rate: u64,
 }
 
 /// Everything that a status shows.
@@ -277,10 +277,10 @@ fn peer_device(config: &ServeConfig, snapshot: &Snapshot, status: &PeerDeviceSta
         _ => None,
     };
     if status.sync_total > 0 {
-        let seconds = position(config, status.volume.0)
+        let rate = position(config, status.volume.0)
             .and_then(|index| snapshot.volumes.get(index))
-            .map_or(0.0, |facts| facts.sync_seconds);
-        sync_progress(&mut map, status, seconds);
+            .map_or(0, |facts| facts.rate);
+        sync_progress(&mut map, status, rate);
     }
     Value::Object(map)
 }
@@ -313,14 +313,17 @@ fn verify(status: &VerifyStatus) -> Value {
     })
 }
 
-fn sync_progress(map: &mut Map<String, Value>, status: &PeerDeviceStatus, seconds: f64) {
+/// How far the running sync or verify is. Without a rate, as while it is paused, nobody knows how
+/// much time is left.
+fn sync_progress(map: &mut Map<String, Value>, status: &PeerDeviceStatus, rate: u64) {
     let done = percent(status.sync_done, status.sync_total);
     map.insert("done".to_owned(), json!(done));
-    let rate = (status.sync_done as f64 / seconds.max(0.001)) as u64;
+    map.insert("done-kib".to_owned(), json!(kib(status.sync_done)));
+    map.insert("total-kib".to_owned(), json!(kib(status.sync_total)));
     map.insert("rate-kib-s".to_owned(), json!(kib(rate)));
     let left = status.sync_total.saturating_sub(status.sync_done);
-    if let Some(seconds) = left.checked_div(rate) {
-        map.insert("eta-s".to_owned(), json!(seconds));
+    if rate > 0 {
+        map.insert("eta-s".to_owned(), json!(left.div_ceil(rate)));
     }
 }
 
@@ -430,7 +433,7 @@ pub(super) mod tests {
             },
             volumes: vec![VolumeFacts {
                 serving: true,
-                sync_seconds: 2.0,
+                rate: 128 << 10,
                 ..VolumeFacts::default()
             }],
         }
@@ -472,6 +475,10 @@ pub(super) mod tests {
         assert_eq!(peer["out-of-sync"], 512);
         assert_eq!(peer["percent-in-sync"], 50.0);
         assert_eq!(peer["done"], 33.33);
+        assert_eq!(
+            (&peer["done-kib"], &peer["total-kib"]),
+            (&json!(256), &json!(768))
+        );
         assert_eq!(peer["rate-kib-s"], 128);
         assert_eq!(peer["eta-s"], 4);
         assert_eq!(peer["resync-suspended"], "user");
@@ -486,6 +493,19 @@ pub(super) mod tests {
         );
         assert_eq!(verify["ranges"], json!([{ "start": 4, "length": 8 }]));
         assert!(status["connections"][0].get("reason").is_none());
+    }
+
+    #[test]
+    fn what_does_not_move_has_no_time_left() {
+        let mut snapshot = snapshot();
+        snapshot.volumes[0].rate = 0;
+        let status = render(&config(), &snapshot, None);
+        let peer = &status["connections"][0]["peer_devices"][0];
+        assert_eq!(
+            (&peer["rate-kib-s"], &peer["done"]),
+            (&json!(0), &json!(33.33))
+        );
+        assert!(peer.get("eta-s").is_none());
     }
 
     #[test]
