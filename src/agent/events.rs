@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use super::protocol::{Finished, Run};
 use super::view::{ConnectionView, DeviceView, PeerDeviceView, ResourceView};
 
 /// What happened to an object.
@@ -226,6 +227,36 @@ pub fn changes(old: Option<&ResourceView>, new: Option<&ResourceView>) -> Vec<Ev
     events
 }
 
+/// The line that a finished sync, verify or repair leaves: its totals are no state, so that no
+/// picture shows them. None for a volume that is not there.
+pub fn finished(view: &ResourceView, of: &Finished) -> Option<Event> {
+    let mut peers = { view.connections.iter() }
+        .flat_map(|link| link.peer_devices.iter().map(move |peer| (link, peer)));
+    let (link, peer) = peers.find(|(_, peer)| peer.volume == of.volume)?;
+    let mut state = match of.run {
+        Run::Resync { copied, equal } => vec![
+            pair("resync", "done"),
+            pair("copied-kib", copied),
+            pair("equal-kib", equal),
+        ],
+        Run::Verify {
+            complete,
+            compared,
+            found,
+            skipped,
+        } => vec![
+            pair("verify", if complete { "done" } else { "stopped" }),
+            pair("compared-kib", compared),
+            pair("found-kib", found),
+            pair("skipped-kib", skipped),
+        ],
+        Run::Repair { repaired } => vec![pair("repair", "done"), pair("repaired-kib", repaired)],
+    };
+    state.push(pair("seconds", of.seconds));
+    state.push(pair("rate-kib-s", of.rate_kib_s));
+    Some(peer_device(view, link, peer).event(EventKind::Change, state))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -298,6 +329,40 @@ mod tests {
         let gone = lines(&changes(Some(&view), None));
         assert_eq!(gone.len(), 4);
         assert_eq!(gone[3], "destroy resource name:r0");
+    }
+
+    #[test]
+    fn what_has_ended_leaves_its_totals() {
+        let mut of = Finished {
+            volume: 0,
+            run: Run::Resync {
+                copied: 2048,
+                equal: 4,
+            },
+            seconds: 2.5,
+            rate_kib_s: 820,
+        };
+        let line = |of: &Finished| finished(&view(), of).map(|event| event.text());
+        let expected = |what: &str| {
+            let id = "change peer-device name:r0 peer-node-id:1 conn-name:beta volume:0";
+            Some(format!("{id} {what} seconds:2.5 rate-kib-s:820"))
+        };
+        assert_eq!(
+            line(&of),
+            expected("resync:done copied-kib:2048 equal-kib:4")
+        );
+        of.run = Run::Verify {
+            complete: false,
+            compared: 9,
+            found: 4,
+            skipped: 0,
+        };
+        let verify = "verify:stopped compared-kib:9 found-kib:4 skipped-kib:0";
+        assert_eq!(line(&of), expected(verify));
+        of.run = Run::Repair { repaired: 4 };
+        assert_eq!(line(&of), expected("repair:done repaired-kib:4"));
+        of.volume = 7;
+        assert_eq!(line(&of), None);
     }
 
     #[test]

@@ -835,6 +835,7 @@ fn on_notice(fronts: Option<&Fronts>, socket: &Path, status: &Rc<Status>, notice
         // Deleted by the order that stopped it.
         Ok(ServeNotice::DeviceStopped { .. }) => {}
         Ok(ServeNotice::Transition(step)) => status.step(&step),
+        Ok(ServeNotice::Finished(of)) => status.finished(&of),
         Ok(ServeNotice::Happened(what)) => tracing::debug!(what),
         Ok(ServeNotice::Picture(picture)) => match serde_json::from_value(picture) {
             Ok(view) => status.pictured(view),

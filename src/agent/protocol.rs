@@ -462,6 +462,8 @@ pub enum ServeNotice {
     DeviceStopped { volume: u16, minor: u32 },
     /// A state has changed: one for each step, in the order in which they were taken.
     Transition(Transition),
+    /// A sync, verify or repair has ended.
+    Finished(Finished),
     /// Something else has happened; what, for the log.
     Happened(String),
     /// The picture of `ServeRequest::Status` after everything that was told before.
@@ -478,6 +480,38 @@ pub enum Transition {
     PeerDisk { volume: u16, to: String },
     Connection { to: String },
     Replication { volume: u16, to: String },
+}
+
+/// Totals of a sync, verify or repair. Amounts in KiB.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Finished {
+    pub volume: u16,
+    pub run: Run,
+    /// How long it ran, pauses not counted.
+    pub seconds: f64,
+    /// Mean over that time.
+    pub rate_kib_s: u64,
+}
+
+/// What has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Run {
+    Resync {
+        copied: u64,
+        equal: u64,
+    },
+    Verify {
+        /// It came to its end, or was stopped before.
+        complete: bool,
+        compared: u64,
+        found: u64,
+        skipped: u64,
+    },
+    Repair {
+        repaired: u64,
+    },
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use super::events::{self, Event};
 use super::hub::Hub;
 use super::plan::Plan;
 use super::plane::{self, STATUS_ANSWER};
-use super::protocol::{FrontEnd, ServeRequest, Transition};
+use super::protocol::{Finished, FrontEnd, ServeRequest, Transition};
 use super::view::{ConnectionView, DeviceView, PeerDeviceView, ResourceView};
 
 /// How far the data plane is.
@@ -170,6 +170,17 @@ impl Status {
         view.role.clone_into(&mut self.last_role.borrow_mut());
         drop(told);
         self.changed();
+    }
+
+    /// The data plane has ended a sync, verify or repair.
+    pub fn finished(&self, of: &Finished) {
+        let published = self.published.borrow();
+        let line = published
+            .as_ref()
+            .and_then(|view| events::finished(view, of));
+        if let Some(Ok(value)) = line.map(serde_json::to_value) {
+            self.hub.publish(&value);
+        }
     }
 
     /// The data plane's whole picture, after every step that it has told.

@@ -39,7 +39,7 @@ pub enum Notice {
         volume: VolumeId,
         to: ReplicationState,
     },
-    /// A sync ended; bytes copied, compared equal, and total.
+    /// A sync has ended well, told by both sides; bytes copied and found equal.
     SyncDone {
         volume: VolumeId,
         copied: u64,

@@ -8,6 +8,7 @@ mod disks;
 mod pause;
 mod sessions;
 mod thin;
+mod totals;
 mod verify;
 
 const SIZE: u64 = 64 << 20;

@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use super::action::Action;
+use super::action::{Action, Notice};
 use super::ids::{Buffer, Generation, LinkId, Span, Time};
 use super::message::{AckKind, Message, SyncResult, WriteKind};
 use super::pace;
@@ -98,6 +98,13 @@ enum Adopting {
     Storing(u64),
 }
 
+/// What a sync onto this node has brought so far, bytes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Brought {
+    copied: u64,
+    equal: u64,
+}
+
 /// State of the secondary's side.
 pub(super) struct Replica {
     queue: VecDeque<Queued>,
@@ -110,6 +117,8 @@ pub(super) struct Replica {
     /// Sync blocks written since the last flush began.
     synced: Vec<(usize, Span)>,
     adoptions: BTreeMap<usize, Adoption>,
+    /// By volume, for the line that a finished sync leaves.
+    brought: BTreeMap<usize, Brought>,
     /// Reads of the peer that wait for the writes before them, or for a buffer.
     waiting_reads: VecDeque<PeerRead>,
     /// When the last write ended; after a quiet while the note of unflushed writes is cleared.
@@ -138,6 +147,7 @@ impl Replica {
             next_flush: 1,
             synced: Vec::new(),
             adoptions: BTreeMap::new(),
+            brought: BTreeMap::new(),
             waiting_reads: VecDeque::new(),
             last_write: Time(0),
             clearing: Clearing::Idle,
@@ -441,6 +451,14 @@ impl Engine {
         if self.replicating() != Some(item.link) {
             return;
         }
+        // The blocks of a repair are not part of a sync.
+        let syncs = self.volumes[item.volume].replication == ReplicationState::SyncTarget;
+        let mut unwatched = Brought::default();
+        let brought = match syncs {
+            true => self.replica.brought.entry(item.volume).or_default(),
+            false => &mut unwatched,
+        };
+        let bytes = u64::from(item.span.len);
         let message = match item.work {
             Work::Write { sequence, .. } => {
                 let kind = if failed.is_some() {
@@ -454,6 +472,7 @@ impl Engine {
                 let kind = if failed.is_some() {
                     SyncResult::Failed
                 } else {
+                    brought.copied += bytes;
                     SyncResult::Written
                 };
                 Message::SyncAck { id, kind }
@@ -463,6 +482,7 @@ impl Engine {
             } => {
                 let equal = hash == Some(wanted);
                 if equal {
+                    brought.equal += bytes;
                     self.replica.synced.push((item.volume, item.span));
                 }
                 let kind = match (failed, equal) {
@@ -647,6 +667,12 @@ impl Engine {
         self.volumes[volume].own_disk = OwnDisk::Current;
         self.set_disk(volume, DiskState::UpToDate);
         self.set_replication(volume, ReplicationState::Established);
+        let brought = self.replica.brought.remove(&volume).unwrap_or_default();
+        self.publish(Notice::SyncDone {
+            volume: id,
+            copied: brought.copied,
+            compared: brought.equal,
+        });
         self.send(Message::SyncAdopted { volume: id }, None);
     }
 
@@ -801,6 +827,8 @@ impl Engine {
     pub(super) fn end_replica_session(&mut self) {
         self.replica.adoptions.clear();
         self.replica.synced.clear();
+        // The next session's sync counts from its own beginning, as its source does.
+        self.replica.brought.clear();
         // Nobody waits for their answers; the disk flushes under way end on their own.
         self.replica.flushes.clear();
     }

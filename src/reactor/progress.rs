@@ -49,6 +49,13 @@ impl Rate {
     }
 }
 
+/// Bytes per second of what took `ran`.
+pub fn mean(bytes: u64, ran: Duration) -> u64 {
+    // A few blocks may take no time that is worth a word.
+    let seconds = ran.as_secs_f64().max(0.001);
+    (bytes as f64 / seconds) as u64
+}
+
 /// What runs on a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Running {

@@ -1,5 +1,8 @@
 //! Refusals and link losses in words: what is the case, and what to do next.
 
+use std::time::Duration;
+
+use super::progress::mean;
 use crate::agent::protocol::ErrorReply;
 use crate::engine::{ConnectionState, Generation, LinkLoss, Notice, Refusal};
 
@@ -32,8 +35,8 @@ impl From<Reason> for ErrorReply {
     }
 }
 
-/// Something that has happened, for the log.
-pub fn of_notice(notice: &Notice, names: Names<'_>) -> String {
+/// Something that has happened, for the log. `ran` is how long what has ended took.
+pub fn of_notice(notice: &Notice, ran: Duration, names: Names<'_>) -> String {
     let peer = names.peer;
     match notice {
         Notice::Role { from, to } => format!("role {from} -> {to}"),
@@ -61,8 +64,11 @@ pub fn of_notice(notice: &Notice, names: Names<'_>) -> String {
             copied,
             compared,
         } => {
+            let speed = speed(copied + compared, ran);
             let [copied, compared] = [copied, compared].map(|bytes| bytes / 1024);
-            format!("volume {volume}: in sync; {copied} KiB copied, {compared} KiB found equal")
+            format!(
+                "volume {volume}: in sync; {copied} KiB copied, {compared} KiB found equal, {speed}"
+            )
         }
         Notice::VerifyDone {
             volume,
@@ -71,21 +77,28 @@ pub fn of_notice(notice: &Notice, names: Names<'_>) -> String {
             found,
             skipped,
         } => {
+            let speed = speed(*checked, ran);
             let [checked, found, skipped] = [checked, found, skipped].map(|bytes| bytes / 1024);
             let how = if *complete { "done" } else { "stopped" };
             format!(
                 "volume {volume}: verify {how}; {checked} KiB compared, {found} KiB differ, \
-                 {skipped} KiB in use all the time"
+                 {skipped} KiB in use all the time, {speed}"
             )
         }
         Notice::Repaired { volume, bytes } => {
-            format!("volume {volume}: {} KiB repaired", bytes / 1024)
+            let speed = speed(*bytes, ran);
+            format!("volume {volume}: {} KiB repaired, {speed}", bytes / 1024)
         }
         Notice::NewGeneration { volume, generation } => {
             format!("volume {volume}: new generation {generation}")
         }
         Notice::SplitBrain { volume } => format!("volume {volume}: split brain"),
     }
+}
+
+fn speed(bytes: u64, ran: Duration) -> String {
+    let rate = mean(bytes, ran) / 1024;
+    format!("in {:.1} s, {rate} KiB/s", ran.as_secs_f64())
 }
 
 /// Refused by the state of the resource.
@@ -494,13 +507,34 @@ mod tests {
             reason: None,
             loss: Some(LinkLoss::KoCount),
         };
-        let lost = of_notice(&notice(ConnectionState::Connecting), NAMES);
+        let lost = of_notice(&notice(ConnectionState::Connecting), Duration::ZERO, NAMES);
         assert!(
             lost.starts_with("connection Connecting: beta answered pings"),
             "{lost}"
         );
-        let up = of_notice(&notice(ConnectionState::Connected), NAMES);
+        let up = of_notice(&notice(ConnectionState::Connected), Duration::ZERO, NAMES);
         assert_eq!(up, "connection Connected");
+    }
+
+    #[test]
+    fn what_has_ended_says_how_much_it_did_and_how_fast() {
+        let volume = VolumeId(0);
+        let ran = Duration::from_millis(2500);
+        let done = Notice::SyncDone {
+            volume,
+            copied: 4 << 20,
+            compared: 1 << 20,
+        };
+        assert_eq!(
+            of_notice(&done, ran, NAMES),
+            "volume 0: in sync; 4096 KiB copied, 1024 KiB found equal, in 2.5 s, 2048 KiB/s"
+        );
+        let bytes = 5 << 20;
+        let repaired = of_notice(&Notice::Repaired { volume, bytes }, ran, NAMES);
+        assert!(
+            repaired.ends_with("5120 KiB repaired, in 2.5 s, 2048 KiB/s"),
+            "{repaired}"
+        );
     }
 
     #[test]

@@ -25,7 +25,7 @@ use super::progress::{self, Progress};
 use super::reason::{Names, of_notice, of_refusal};
 use super::recorder::Recorder;
 use super::ring::{Completion, Owner, Ring, Waker};
-use super::status::{Snapshot, VolumeFacts, transition};
+use super::status::{Snapshot, VolumeFacts, finished, transition};
 use super::track::{Leftover, TrackTable};
 use crate::agent::protocol::{ErrorKind, ErrorReply, ServeConfig, ServeNotice};
 use crate::engine::{
@@ -650,12 +650,27 @@ impl Reactor {
             }
             _ => {}
         }
-        let what = of_notice(&notice, self.names());
+        let ran = self.ran(&notice);
+        let what = of_notice(&notice, ran, self.names());
         tracing::info!(resource = self.config.resource, "{what}");
-        self.reports.notice(match transition(&notice) {
-            Some(step) => ServeNotice::Transition(step),
-            None => ServeNotice::Happened(what),
-        });
+        self.reports
+            .notice(match (transition(&notice), finished(&notice, ran)) {
+                (Some(step), _) => ServeNotice::Transition(step),
+                (None, Some(totals)) => ServeNotice::Finished(totals),
+                (None, None) => ServeNotice::Happened(what),
+            });
+    }
+
+    /// How long what has ended took.
+    fn ran(&mut self, notice: &Notice) -> Duration {
+        let (Notice::SyncDone { volume, .. }
+        | Notice::VerifyDone { volume, .. }
+        | Notice::Repaired { volume, .. }) = notice
+        else {
+            return Duration::ZERO;
+        };
+        let index = self.index(*volume);
+        index.map_or(Duration::ZERO, |index| self.progress[index].lap(self.now))
     }
 
     fn note_disk(&mut self, volume: VolumeId, failure: Option<i32>) {

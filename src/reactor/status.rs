@@ -1,12 +1,14 @@
 //! The data plane's picture as JSON, in the shape of `drbdsetup status --json`.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
 use super::counters::{Measure, Percentiles};
+use super::progress::mean;
 use super::reason::{Names, of_loss, of_refusal};
-use crate::agent::protocol::{FrontEnd, ServeConfig, Transition};
+use crate::agent::protocol::{Finished, FrontEnd, Run, ServeConfig, Transition};
 use crate::engine::{
     ConnectionState, ConnectionStatus, DeviceStatus, LinkLoss, Notice, PeerDeviceStatus, Refusal,
     ResourceStatus, VerifyStatus,
@@ -63,6 +65,49 @@ pub fn transition(notice: &Notice) -> Option<Transition> {
         | Notice::Repaired { .. }
         | Notice::NewGeneration { .. }
         | Notice::SplitBrain { .. } => return None,
+    })
+}
+
+/// The totals in a notice of the engine, if it is about an end; `ran` is how long it took.
+pub fn finished(notice: &Notice, ran: Duration) -> Option<Finished> {
+    let (volume, bytes, run) = match notice {
+        Notice::SyncDone {
+            volume,
+            copied,
+            compared,
+        } => {
+            let run = Run::Resync {
+                copied: kib(*copied),
+                equal: kib(*compared),
+            };
+            (volume, copied + compared, run)
+        }
+        Notice::VerifyDone {
+            volume,
+            complete,
+            checked,
+            found,
+            skipped,
+        } => {
+            let run = Run::Verify {
+                complete: *complete,
+                compared: kib(*checked),
+                found: kib(*found),
+                skipped: kib(*skipped),
+            };
+            (volume, *checked, run)
+        }
+        Notice::Repaired { volume, bytes } => {
+            let repaired = kib(*bytes);
+            (volume, *bytes, Run::Repair { repaired })
+        }
+        _ => return None,
+    };
+    Some(Finished {
+        volume: volume.0,
+        run,
+        seconds: (ran.as_secs_f64() * 10.0).round() / 10.0,
+        rate_kib_s: kib(mean(bytes, ran)),
     })
 }
 

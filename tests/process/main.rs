@@ -19,6 +19,7 @@ mod node;
 mod numbers;
 mod pair;
 mod pauses;
+mod progress;
 mod races;
 mod verify;
 mod volumes;
