@@ -1,9 +1,5 @@
 //! Verbs that look: status, states, events.
 
-use std::io::{IsTerminal, stdout};
-use std::thread::sleep;
-use std::time::Duration;
-
 use clap::Subcommand;
 
 use crate::agent::events::Event;
@@ -11,11 +7,9 @@ use crate::agent::protocol::{ErrorKind, ErrorReply};
 use crate::agent::view::ResourceView;
 
 use super::client::{Conversation, Progress, flags, status};
-use super::render::render;
+use super::render::{Style, render};
+use super::watch::watch;
 use super::{Global, Outcome, text};
-
-/// Between two pictures of `status --watch`.
-const REFRESH: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Subcommand)]
 pub enum Verb {
@@ -30,7 +24,8 @@ pub enum Verb {
         /// The same, in DRBD's word
         #[arg(long)]
         statistics: bool,
-        /// Show it again every second
+        /// Show it again every second, with progress bars; where the output is no terminal, when a
+        /// state has changed, and every few seconds how far syncs and verifies are
         #[arg(long)]
         watch: bool,
     },
@@ -62,8 +57,14 @@ pub fn run(global: &Global, verb: Verb) -> Outcome {
             target,
             verbose,
             statistics,
-            watch,
-        } => show(global, &target, verbose || statistics, watch),
+            watch: true,
+        } => watch(global, &target, verbose || statistics),
+        Verb::Status {
+            target,
+            verbose,
+            statistics,
+            watch: false,
+        } => show(global, &target, verbose || statistics),
         Verb::Events { now } => events(global, now),
         Verb::Role(of) => each(global, &of.target, |view| vec![view.role.clone()]),
         Verb::Cstate(of) => each(global, &of.target, |view| {
@@ -74,25 +75,17 @@ pub fn run(global: &Global, verb: Verb) -> Outcome {
     }
 }
 
-fn show(global: &Global, target: &str, verbose: bool, watch: bool) -> Outcome {
-    loop {
-        let views = status(global, target)?;
-        if watch && stdout().is_terminal() {
-            // Home, and clear to the end.
-            text::out("\u{1b}[H\u{1b}[J");
-        }
-        let is_read = if global.json {
-            let value = serde_json::to_value(&views)
-                .map_err(|error| ErrorReply::new(ErrorKind::Failed, error, "report this"))?;
-            text::pretty(&value)
-        } else {
-            text::out(&render(&views, verbose))
-        };
-        if !watch || !is_read {
-            return Ok(());
-        }
-        sleep(REFRESH);
+fn show(global: &Global, target: &str, verbose: bool) -> Outcome {
+    let views = status(global, target)?;
+    if global.json {
+        let value = serde_json::to_value(&views)
+            .map_err(|error| ErrorReply::new(ErrorKind::Failed, error, "report this"))?;
+        text::pretty(&value);
+    } else {
+        let bars = false;
+        text::out(&render(&views, Style { verbose, bars }));
     }
+    Ok(())
 }
 
 fn events(global: &Global, now: bool) -> Outcome {

@@ -12,10 +12,12 @@ mod metadata;
 mod offline;
 
 mod processes;
+mod progress;
 mod render;
 mod text;
 mod verify;
 mod wait;
+mod watch;
 
 use std::ffi::OsString;
 use std::path::PathBuf;

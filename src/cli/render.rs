@@ -6,8 +6,19 @@ use std::fmt::Write;
 use crate::agent::protocol::AUTHENTICATE;
 use crate::agent::view::{ConnectionView, DeviceView, PeerDeviceView, ResourceView};
 
-/// The text of all resources; `verbose` shows every key.
-pub fn render(views: &[ResourceView], verbose: bool) -> String {
+use super::progress;
+
+/// How much is shown.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Style {
+    /// Every key.
+    pub verbose: bool,
+    /// A bar for what runs, in place of its keys.
+    pub bars: bool,
+}
+
+/// The text of all resources.
+pub fn render(views: &[ResourceView], style: Style) -> String {
     let mut text = String::new();
     if views.is_empty() {
         text.push_str("no resources of this node are configured\n");
@@ -16,7 +27,7 @@ pub fn render(views: &[ResourceView], verbose: bool) -> String {
         if index > 0 {
             text.push('\n');
         }
-        resource(&mut text, view, verbose);
+        resource(&mut text, view, style);
     }
     text
 }
@@ -44,7 +55,8 @@ fn only_if(shown: bool, word: String) -> String {
     if shown { word } else { String::new() }
 }
 
-fn resource(text: &mut String, view: &ResourceView, verbose: bool) {
+fn resource(text: &mut String, view: &ResourceView, style: Style) {
+    let verbose = style.verbose;
     let words = [
         view.name.clone(),
         only_if(verbose, format!("node-id:{}", view.node_id)),
@@ -66,7 +78,7 @@ fn resource(text: &mut String, view: &ResourceView, verbose: bool) {
         own_device(text, device, numbered, verbose);
     }
     for link in &view.connections {
-        connection(text, link, numbered, verbose);
+        connection(text, link, numbered, style);
     }
 }
 
@@ -104,7 +116,8 @@ fn own_device(text: &mut String, device: &DeviceView, numbered: bool, verbose: b
     }
 }
 
-fn connection(text: &mut String, link: &ConnectionView, numbered: bool, verbose: bool) {
+fn connection(text: &mut String, link: &ConnectionView, numbered: bool, style: Style) {
+    let verbose = style.verbose;
     let up = link.connection_state == "Connected";
     let words = [
         link.name.clone(),
@@ -129,12 +142,14 @@ fn connection(text: &mut String, link: &ConnectionView, numbered: bool, verbose:
     // What a peer that is not there holds is not known, and there is nothing to say about it.
     if up || verbose {
         for peer in &link.peer_devices {
-            peer_device(text, peer, numbered, verbose);
+            peer_device(text, peer, numbered, style);
         }
     }
 }
 
-fn peer_device(text: &mut String, peer: &PeerDeviceView, numbered: bool, verbose: bool) {
+fn peer_device(text: &mut String, peer: &PeerDeviceView, numbered: bool, style: Style) {
+    let Style { verbose, bars } = style;
+    let keys = |value: Option<String>| value.filter(|_| !bars).unwrap_or_default();
     let resting = matches!(peer.replication_state.as_str(), "Established" | "Off");
     let words = [
         only_if(numbered, format!("volume:{}", peer.volume)),
@@ -143,18 +158,18 @@ fn peer_device(text: &mut String, peer: &PeerDeviceView, numbered: bool, verbose
             format!("replication:{}", peer.replication_state),
         ),
         format!("peer-disk:{}", peer.peer_disk_state),
-        peer.done
-            .map_or(String::new(), |done| format!("done:{done:.2}")),
-        peer.rate_kib_s
-            .map_or(String::new(), |rate| format!("rate-kib-s:{rate}")),
-        peer.eta_s
-            .map_or(String::new(), |seconds| format!("eta-s:{seconds}")),
+        keys(peer.done.map(|done| format!("done:{done:.2}"))),
+        keys(peer.rate_kib_s.map(|rate| format!("rate-kib-s:{rate}"))),
+        keys(peer.eta_s.map(|seconds| format!("eta-s:{seconds}"))),
         only_if(
             verbose,
             format!("resync-suspended:{}", peer.resync_suspended),
         ),
     ];
     line(text, 2, &words);
+    if let Some(bar) = progress::bar(peer).filter(|_| bars) {
+        line(text, 3, &[bar]);
+    }
     reason(text, 3, peer.reason.as_ref());
     let verify = &peer.verify;
     if verbose || !matches!(verify.state.as_str(), "" | "idle") {
@@ -184,6 +199,15 @@ fn peer_device(text: &mut String, peer: &PeerDeviceView, numbered: bool, verbose
 mod tests {
     use super::*;
 
+    const SHORT: Style = Style {
+        verbose: false,
+        bars: false,
+    };
+    const VERBOSE: Style = Style {
+        verbose: true,
+        bars: false,
+    };
+
     fn sample() -> ResourceView {
         ResourceView {
             name: "r0".to_owned(),
@@ -212,7 +236,7 @@ mod tests {
     fn a_healthy_resource_is_four_short_lines() {
         let expected = "r0 role:Primary\n  disk:UpToDate\n  beta role:Secondary\n    \
                         peer-disk:UpToDate\n";
-        assert_eq!(render(&[sample()], false), expected);
+        assert_eq!(render(&[sample()], SHORT), expected);
     }
 
     #[test]
@@ -222,8 +246,21 @@ mod tests {
         peer.replication_state = "SyncSource".to_owned();
         peer.peer_disk_state = "Inconsistent".to_owned();
         peer.done = Some(12.345);
-        let text = render(&[view], false);
+        let text = render(&[view], SHORT);
         let expected = "    replication:SyncSource peer-disk:Inconsistent done:12.35\n";
+        assert!(text.ends_with(expected), "{text}");
+    }
+
+    #[test]
+    fn a_bar_takes_the_place_of_the_keys() {
+        let mut view = sample();
+        let peer = &mut view.connections[0].peer_devices[0];
+        peer.replication_state = "VerifyS".to_owned();
+        (peer.done, peer.rate_kib_s) = (Some(50.0), Some(1024));
+        let bars = true;
+        let text = render(&[view], Style { bars, ..SHORT });
+        let expected = "    replication:VerifyS peer-disk:UpToDate\n      \
+                        [===============>              ] 50.00%, 1.00 MiB/s\n";
         assert!(text.ends_with(expected), "{text}");
     }
 
@@ -237,16 +274,16 @@ mod tests {
         view.connections[0].help = Some("decide".to_owned());
         let expected = "r0 role:Secondary\n  disk:UpToDate\n    reason: disk is gone\n  \
                         beta connection:StandAlone\n    reason: split brain\n    help: decide\n";
-        assert_eq!(render(&[view], false), expected);
+        assert_eq!(render(&[view], SHORT), expected);
     }
 
     #[test]
     fn a_pair_without_a_key_says_so_once() {
         let mut view = sample();
         view.connections[0].authenticated = Some(true);
-        assert!(!render(&[view.clone()], true).contains("unauthenticated"));
+        assert!(!render(&[view.clone()], VERBOSE).contains("unauthenticated"));
         view.connections[0].authenticated = Some(false);
-        let text = render(&[view], false);
+        let text = render(&[view], SHORT);
         assert_eq!(text.matches("unauthenticated").count(), 1, "{text}");
         for command in ["lockstep keygen", "lockstep adjust"] {
             assert!(text.contains(command), "{text}");
@@ -255,7 +292,7 @@ mod tests {
 
     #[test]
     fn verbose_shows_counters_and_volumes() {
-        let text = render(&[sample(), sample()], true);
+        let text = render(&[sample(), sample()], VERBOSE);
         assert!(
             text.contains("volume:0 minor:0 disk:UpToDate device:/dev/ublkb0"),
             "{text}"
