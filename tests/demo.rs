@@ -81,6 +81,15 @@ fn the_story_holds() {
         "{figures:?}"
     );
     assert!(figures["takeover_ms"] > 0, "{figures:?}");
+    // The product's own verify, and how far syncs and verify are: a log has that too.
+    let told = |parts: &[&str]| {
+        let holds = |line: &str| parts.iter().all(|part| line.contains(part));
+        assert!(ran.out.lines().any(holds), "{parts:?} in {ran:?}");
+    };
+    told(&["online verify"]);
+    let compared = format!("{} KiB in ", figures["verified_kib"]);
+    told(&[&compared, "s: 0 KiB differ, 0 KiB skipped"]);
+    told(&["% ", " of ", "iB"]);
     for protocol in ["A ", "B ", "C "] {
         let told = ran
             .out

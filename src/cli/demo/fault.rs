@@ -79,6 +79,12 @@ pub enum Broken {
     CopiedTooMuch { copied_kib: u64, limit_kib: u64 },
     #[error("{copied_kib} KiB were copied to the node that came back; {changed_kib} had changed")]
     CopiedTooLittle { copied_kib: u64, changed_kib: u64 },
+    #[error("the online verify was {state} at {at_kib} KiB and found {found_kib} KiB that differ")]
+    Verify {
+        state: String,
+        at_kib: u64,
+        found_kib: u64,
+    },
     #[error("the two disks differ in {blocks} blocks, first at byte {first}")]
     DisksDiffer { blocks: u64, first: u64 },
 }

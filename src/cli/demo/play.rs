@@ -174,18 +174,15 @@ impl Play {
         Ok(size)
     }
 
-    /// Waits until both copies are up to date; shows what `source` has still to send.
+    /// Waits until both copies are up to date; shows how far the sync from `source` is.
     fn sync(&self, story: &Story, label: &str, source: &Node, name: &str) -> Result<(), Fault> {
-        let mut shown = None;
+        let run = story.run(label);
         self.stop.wait("both copies are up to date", SYNC, || {
             let view = source.status(name)?;
-            let peers = view.connections.iter().flat_map(|c| &c.peer_devices);
-            let left: u64 = peers.map(|peer| peer.out_of_sync).sum();
-            let (most, bar) = shown.get_or_insert_with(|| {
-                let whole = left.div_ceil(KIB);
-                (whole, story.bar(label, whole, "MiB"))
-            });
-            bar.at(most.saturating_sub(left / KIB));
+            let mut peers = view.connections.iter().flat_map(|c| &c.peer_devices);
+            if let Some(peer) = peers.next() {
+                run.at(peer);
+            }
             Ok(view.in_sync().then_some(()))
         })
     }
@@ -338,7 +335,8 @@ impl Play {
         Ok(copied_kib)
     }
 
-    /// Compares the disks, and alpha's with what was acknowledged. Returns the KiB compared.
+    /// Has beta compare the copies while they are in use, and then, to check the verify itself,
+    /// compares the files past both nodes. Returns the KiB that the verify compared.
     fn verify(
         &self,
         story: &mut Story,
@@ -346,8 +344,9 @@ impl Play {
         front: &mut Front,
         size: u64,
     ) -> Result<u64, Fault> {
-        story.step("both disks are compared, block by block");
+        story.step("online verify: both copies are compared while they are in use");
         front.flush().map_err(on_beta)?;
+        let verified_kib = self.online_verify(story)?;
         let disks = [0, 1].map(|node| self.scene.disk(node, STORY));
         let bar = story.bar("compared", size / MIB, "MiB");
         let progress = |bytes| bar.at(bytes / MIB);
@@ -360,10 +359,38 @@ impl Play {
             .map_err(Fault::io(shown))?;
         judged(&verdict, "alpha")?;
         story.say(&format!(
-            "{} KiB are equal, and alpha holds every acknowledged write, too",
+            "byte by byte, past both nodes: {} KiB are equal, and alpha holds every \
+             acknowledged write, too",
             size / KIB
         ));
-        Ok(size / KIB)
+        Ok(verified_kib)
+    }
+
+    fn online_verify(&self, story: &Story) -> Result<u64, Fault> {
+        let begin = Instant::now();
+        self.beta.verb(&self.stop, &["verify", STORY])?;
+        let run = story.run("verified");
+        let ended = self.stop.wait("the verify ends", SYNC, || {
+            let (_, peer) = self.beta.volume(STORY)?;
+            run.at(&peer);
+            Ok((peer.verify.state != "running").then_some(peer.verify))
+        })?;
+        drop(run);
+        let compared_kib = ended.at.saturating_sub(ended.skipped_kib);
+        let seconds = begin.elapsed().as_secs_f64();
+        story.say(&format!(
+            "{compared_kib} KiB in {seconds:.1} s: {} KiB differ, {} KiB skipped",
+            ended.found_kib, ended.skipped_kib
+        ));
+        if ended.state != "done" || ended.found_kib > 0 {
+            let broken = Broken::Verify {
+                state: ended.state,
+                at_kib: ended.at,
+                found_kib: ended.found_kib,
+            };
+            return Err(broken.into());
+        }
+        Ok(compared_kib)
     }
 
     fn latencies(&self, story: &mut Story) -> Result<(), Fault> {
