@@ -27,6 +27,9 @@ pub enum BenchError {
     /// The peer was lost on the way, so the figures are those of a single copy.
     #[error("the pair was not replicating any more at the end of the run: {state}")]
     NotReplicating { state: String },
+    /// An event that should have come.
+    #[error("no event with `{what}` came in time")]
+    NeverSeen { what: String },
     /// Figures that are no report of this program.
     #[error("{}: {source}", path.display())]
     Json {

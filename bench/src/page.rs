@@ -3,13 +3,16 @@
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use crate::drive::Figures;
 use crate::error::BenchError;
 use crate::pacing::{self, BIN, BUSY, DISKS, LINKS, Outcome, Point};
+use crate::pair::LOOK;
 use crate::plan::Case;
 use crate::plot::{Bar, Line, bars, escape, lines, number};
 use crate::report::{Limits, Measured, Report};
+use crate::resync::Sample;
 
 const STYLE: &str = "
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto; \
@@ -40,13 +43,79 @@ pub fn write(report: &Report, path: &Path) -> Result<(), BenchError> {
     fs::write(path, page(report)).map_err(BenchError::at(path))
 }
 
-fn page(report: &Report) -> String {
-    let mut html = format!(
+/// Writes a page with what each round of each job has moved over time.
+pub fn write_rates(
+    jobs: &[(String, Vec<Vec<Sample>>)],
+    cap: Option<u64>,
+    path: &Path,
+) -> Result<(), BenchError> {
+    fs::write(path, rates(jobs, cap)).map_err(BenchError::at(path))
+}
+
+/// Points of a drawing of rates.
+const RATE_POINTS: u32 = 50;
+
+fn rates(jobs: &[(String, Vec<Vec<Sample>>)], cap: Option<u64>) -> String {
+    let mut html = head();
+    for (name, rounds) in jobs {
+        let longest = { rounds.iter().filter_map(|round| round.last()) }
+            .map(|sample| sample.at)
+            .max()
+            .unwrap_or_default();
+        let step = (longest / RATE_POINTS).max(LOOK);
+        let points = longest.as_nanos() / step.as_nanos();
+        let mut drawn: Vec<Line> = (1..)
+            .zip(rounds)
+            .map(|(number, samples)| Line {
+                name: format!("round {number}"),
+                values: (0..points as u32)
+                    .map(|point| rate_in(samples, step * point, step))
+                    .collect(),
+                reference: false,
+            })
+            .collect();
+        if let Some(cap) = cap {
+            drawn.push(Line {
+                name: "cap".into(),
+                values: vec![cap as f64 / MIB; points as usize],
+                reference: true,
+            });
+        }
+        let names: Vec<String> = (0..points as u32)
+            .map(|point| match point % 10 {
+                0 => format!("{:.1} s", (step * point).as_secs_f64()),
+                _ => String::new(),
+            })
+            .collect();
+        let labels: Vec<&str> = names.iter().map(String::as_str).collect();
+        html.push_str(&lines(&format!("{name}, MiB/s"), &labels, &drawn));
+    }
+    html + "</body>\n</html>\n"
+}
+
+/// MiB/s of the samples from `from` on.
+fn rate_in(samples: &[Sample], from: Duration, time: Duration) -> f64 {
+    let until = |at: Duration| {
+        let before = samples.iter().rev().find(|sample| sample.at <= at);
+        before.map_or(0, |sample| sample.bytes)
+    };
+    (until(from + time) - until(from)) as f64 / MIB / time.as_secs_f64()
+}
+
+fn head() -> String {
+    format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width\">\n\
          <title>lockstep-bench</title>\n<style>{STYLE}</style>\n</head>\n<body>\n\
-         <h1>lockstep-bench</h1>\n\
-         <p>{} on Linux {}, {} cpus. A pair on one machine, its disks two files of one disk, through \
+         <h1>lockstep-bench</h1>\n"
+    )
+}
+
+fn page(report: &Report) -> String {
+    let mut html = head();
+    let _ = write!(
+        html,
+        "<p>{} on Linux {}, {} cpus. A pair on one machine, its disks two files of one disk, through \
          NBD over a Unix socket; {} s per case, spread over {} MiB.</p>\n\
          <p>The limit is what the raw disk (io_uring, O_DIRECT) and bare TCP sockets did in the same \
          run: nothing built on them can be faster.</p>\n",
@@ -244,5 +313,22 @@ mod tests {
         for outside in ["http:", "https:", "<script", "<link", "@import"] {
             assert!(!html.contains(outside), "{outside}");
         }
+    }
+
+    #[test]
+    fn rates_are_drawn_beside_their_cap() {
+        let samples: Vec<Sample> = (0..100u32)
+            .map(|n| Sample {
+                at: LOOK * n,
+                bytes: u64::from(n) << 20,
+            })
+            .collect();
+        let per_second = 1.0 / LOOK.as_secs_f64();
+        assert_eq!(rate_in(&samples, LOOK * 10, LOOK * 5), per_second);
+        let html = rates(&[("resync".into(), vec![samples])], Some(50 << 20));
+        assert_eq!(html.matches("<polyline").count(), 2);
+        assert!(html.contains(">cap<"));
+        // Nothing to draw is no reason to fail.
+        rates(&[("verify".into(), vec![Vec::new()])], None);
     }
 }

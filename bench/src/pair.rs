@@ -4,9 +4,11 @@
 //! resource down, ends the agents and removes the directory.
 
 use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -26,10 +28,29 @@ const METADATA: u64 = 8 << 20;
 /// How long starting and ending may take on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Between two looks at a process that is measured.
+pub const LOOK: Duration = Duration::from_millis(20);
+
 /// For `--timeout` of commands that wait.
 const SYNC_SECONDS: &str = "300";
 
-const NODES: [&str; 2] = ["alpha", "beta"];
+/// The nodes; the first is primary.
+pub const NODES: [&str; 2] = ["alpha", "beta"];
+
+/// What a pair is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Wish<'a> {
+    /// The `lockstep` program.
+    pub program: &'a Path,
+    /// Where its directory is made.
+    pub below: &'a Path,
+    /// About so many bytes has the volume.
+    pub size: u64,
+    pub protocol: Protocol,
+    pub transport: Transport,
+    /// What blocks are compared with in a verify.
+    pub verify_alg: &'a str,
+}
 
 /// Two connected nodes; alpha is primary.
 pub struct Pair {
@@ -40,27 +61,20 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// Starts a pair with a volume of about `size` bytes in a new directory below `below`, and
-    /// waits until both copies are up to date.
-    pub fn start(
-        program: &Path,
-        below: &Path,
-        size: u64,
-        protocol: Protocol,
-        transport: Transport,
-    ) -> Result<Pair, BenchError> {
-        let dir =
-            TempDir::with_prefix_in("lockstep-bench-", below).map_err(BenchError::at(below))?;
+    /// Starts a pair in a new directory, and waits until both copies are up to date.
+    pub fn start(wish: Wish) -> Result<Pair, BenchError> {
+        let dir = TempDir::with_prefix_in("lockstep-bench-", wish.below)
+            .map_err(BenchError::at(wish.below))?;
         let mut pair = Pair {
-            program: program.to_owned(),
+            program: wish.program.to_owned(),
             agents: Vec::new(),
             dir,
         };
         let config = pair.path("lockstep.conf");
-        let text = configuration(pair.dir.path(), free_port()?, protocol, transport);
+        let text = configuration(pair.dir.path(), free_port()?, wish);
         fs::write(&config, text).map_err(BenchError::at(&config))?;
         for node in NODES {
-            disk::create(&pair.path(&format!("{node}.img")), size + METADATA)?;
+            disk::create(&pair.path(&format!("{node}.img")), wish.size + METADATA)?;
             pair.run(node, &["create-md", RESOURCE])?;
             pair.start_agent(node)?;
         }
@@ -101,6 +115,60 @@ impl Pair {
         })
     }
 
+    /// Bytes that the data plane of a node has read from and written to disks so far.
+    pub fn disk_bytes(&self, node: &str) -> Result<DiskBytes, BenchError> {
+        let number = self.plane(node).map_or(0, Pid::as_raw_pid);
+        let path = PathBuf::from(format!("/proc/{number}/io"));
+        let text = fs::read_to_string(&path).map_err(BenchError::at(&path))?;
+        let value = |name: &str| {
+            let mut lines = text.lines().filter_map(|line| line.split_once(": "));
+            let (_, value) = lines.find(|(key, _)| *key == name)?;
+            value.trim().parse().ok()
+        };
+        Ok(DiskBytes {
+            read: value("read_bytes").unwrap_or_default(),
+            written: value("write_bytes").unwrap_or_default(),
+        })
+    }
+
+    /// The most memory that the data plane of a node ever had, in KiB.
+    pub fn peak_kib(&self, node: &str) -> Result<u64, BenchError> {
+        let number = self.plane(node).map_or(0, Pid::as_raw_pid);
+        let path = PathBuf::from(format!("/proc/{number}/status"));
+        let text = fs::read_to_string(&path).map_err(BenchError::at(&path))?;
+        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+        Ok(number.unwrap_or_default())
+    }
+
+    /// Follows what a node reports.
+    pub fn events(&self, node: &str) -> Result<Events, BenchError> {
+        let mut child = self
+            .command(node, &["events"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(BenchError::at(&self.program))?;
+        let output = child.stdout.take();
+        let mut events = Events {
+            child,
+            lines: mpsc::channel().1,
+        };
+        if let Some(output) = output {
+            let (sender, lines) = mpsc::channel();
+            events.lines = lines;
+            std::thread::spawn(move || {
+                for line in BufReader::new(output).lines().map_while(Result::ok) {
+                    if sender.send((Instant::now(), line)).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        events.wait("exists -", PATIENCE, || Ok(()))?;
+        Ok(events)
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
@@ -120,7 +188,7 @@ impl Pair {
     }
 
     /// Runs a verb to its end and returns its output.
-    fn run(&self, node: &str, words: &[&str]) -> Result<String, BenchError> {
+    pub fn run(&self, node: &str, words: &[&str]) -> Result<String, BenchError> {
         let output = self
             .command(node, words)
             .output()
@@ -179,6 +247,50 @@ impl Pair {
     }
 }
 
+/// What a process has moved from and to disks, bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DiskBytes {
+    pub read: u64,
+    pub written: u64,
+}
+
+/// Lines of `lockstep events`, each with the time at which it came.
+pub struct Events {
+    child: Child,
+    lines: mpsc::Receiver<(Instant, String)>,
+}
+
+impl Events {
+    /// Waits for a line that contains `what`; calls `meanwhile` every few milliseconds.
+    pub fn wait(
+        &mut self,
+        what: &str,
+        limit: Duration,
+        mut meanwhile: impl FnMut() -> Result<(), BenchError>,
+    ) -> Result<Instant, BenchError> {
+        let begin = Instant::now();
+        while begin.elapsed() < limit {
+            match self.lines.recv_timeout(LOOK) {
+                Ok((at, line)) if line.contains(what) => return Ok(at),
+                Ok(_) => {}
+                Err(RecvTimeoutError::Timeout) => meanwhile()?,
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        Err(BenchError::NeverSeen {
+            what: what.to_owned(),
+        })
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        // Both fail when it has ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 /// User and system time in the text of a process's `stat`: the 14th and the 15th value, counted
 /// from behind the name, which may contain anything.
 fn used(stat: &str) -> Option<Duration> {
@@ -222,9 +334,14 @@ fn free_port() -> Result<u16, BenchError> {
     Ok(listener.local_addr().map_err(failed())?.port())
 }
 
-fn configuration(dir: &Path, port: u16, protocol: Protocol, transport: Transport) -> String {
+fn configuration(dir: &Path, port: u16, wish: Wish) -> String {
     let dir = dir.display();
-    let transport = match transport {
+    let Wish {
+        protocol,
+        verify_alg,
+        ..
+    } = wish;
+    let transport = match wish.transport {
         Transport::Tcp => "tcp",
     };
     let host = |id: usize, name: &str| {
@@ -243,7 +360,7 @@ fn configuration(dir: &Path, port: u16, protocol: Protocol, transport: Transport
     let hosts: String = (0..).zip(NODES).map(|(id, name)| host(id, name)).collect();
     format!(
         "resource {RESOURCE} {{
-    net {{ protocol {protocol:?}; transport {transport}; }}
+    net {{ protocol {protocol:?}; transport {transport}; verify-alg {verify_alg}; }}
 {hosts}}}
 "
     )

@@ -36,11 +36,17 @@ pub enum Pattern {
     RandRead,
     /// Sequential.
     Write,
+    /// Sequential.
+    Read,
 }
 
 impl Pattern {
     pub fn writes(self) -> bool {
-        self != Pattern::RandRead
+        matches!(self, Pattern::RandWrite | Pattern::Write)
+    }
+
+    fn is_random(self) -> bool {
+        matches!(self, Pattern::RandWrite | Pattern::RandRead)
     }
 }
 
@@ -50,6 +56,7 @@ impl fmt::Display for Pattern {
             Pattern::RandWrite => "randwrite",
             Pattern::RandRead => "randread",
             Pattern::Write => "write",
+            Pattern::Read => "read",
         })
     }
 }
@@ -106,7 +113,7 @@ impl Offsets {
     pub fn new(case: Case, size: u64) -> Offsets {
         let bs = u64::from(case.bs);
         Offsets {
-            random: case.rw != Pattern::Write,
+            random: case.rw.is_random(),
             bs,
             blocks: (size / bs).max(1),
             state: 0,
@@ -150,7 +157,12 @@ mod tests {
     #[test]
     fn offsets_stay_inside_and_are_aligned() {
         let size = 10 * 4096 + 100;
-        for rw in [Pattern::RandWrite, Pattern::RandRead, Pattern::Write] {
+        for rw in [
+            Pattern::RandWrite,
+            Pattern::RandRead,
+            Pattern::Write,
+            Pattern::Read,
+        ] {
             let case = Case {
                 rw,
                 bs: 4096,
@@ -160,7 +172,7 @@ mod tests {
             assert!(offsets.iter().all(|o| o % 4096 == 0 && o + 4096 <= size));
             assert_eq!(offsets.iter().collect::<HashSet<_>>().len(), 10);
             let sequential = offsets.windows(2).all(|w| w[1] == (w[0] + 4096) % 40960);
-            assert_eq!(sequential, rw == Pattern::Write);
+            assert_eq!(sequential, !rw.is_random());
         }
     }
 

@@ -9,7 +9,7 @@ use crate::disk::{self, RawDisk};
 use crate::drive::{Span, drive};
 use crate::error::BenchError;
 use crate::nbd::Nbd;
-use crate::pair::{Pair, RESOURCE};
+use crate::pair::{Pair, RESOURCE, Wish};
 use crate::plan::{Case, Protocol, Transport};
 use crate::report::{Limits, Measured, Report, limit_iops};
 use crate::wire::Wire;
@@ -42,7 +42,14 @@ pub fn run(setup: &Setup) -> Result<Report, BenchError> {
     for &transport in &setup.transports {
         for &protocol in &setup.protocols {
             eprintln!("starting a pair with protocol {protocol:?}");
-            let pair = Pair::start(&setup.program, &setup.dir, setup.size, protocol, transport)?;
+            let pair = Pair::start(Wish {
+                program: &setup.program,
+                below: &setup.dir,
+                size: setup.size,
+                protocol,
+                transport,
+                verify_alg: "crc32c",
+            })?;
             for &case in &setup.cases {
                 let measured = measure(setup, &pair, (protocol, transport, case), &report.limits)?;
                 print(&measured);
