@@ -8,8 +8,9 @@
 //! The rules, in order:
 //!
 //! 1. *Cap* (`resync-rate`, `c-max-rate`): a schedule that each block moves on by its length. What
-//!    was missed is made up for at most [`CREDIT`], so any two seconds hold the cap within 5 %;
-//!    blocks are at most what the cap allows in that time.
+//!    was missed is made up for at most [`CREDIT`], and no more than that is in flight beyond what
+//!    the path holds, because it all arrives at once when the path comes back from a stall. A block
+//!    takes at most [`STEP`] of the cap. So any two seconds hold it within 5 %, here and at the peer.
 //! 2. *Fixed rate* (`c-plan-ahead 0`): nothing but the cap counts.
 //! 3. *Application idle* for [`CALM`]: bytes in flight up to the measured rate times (the shortest
 //!    answer seen + `c-delay-target`), or `c-fill-target`. The queue that this builds is what a
@@ -24,8 +25,10 @@ use std::time::Duration;
 
 use super::ids::{RequestId, Time};
 
-/// Time that the cap's schedule may make up for, and the longest that one block may take of it.
-const CREDIT: Duration = Duration::from_millis(50);
+/// Time that the cap's schedule may make up for.
+const CREDIT: Duration = Duration::from_millis(40);
+/// The longest that one block may take of the cap.
+const STEP: Duration = Duration::from_millis(20);
 /// Pause of the application after which it counts as idle.
 const CALM: Duration = Duration::from_secs(1);
 /// Pause of the application that a block may be slipped into.
@@ -38,6 +41,8 @@ const MIN_WINDOW: u64 = 64 << 10;
 const MIN_BLOCK: u64 = 16 << 10;
 /// Progress beside a busy application when nothing is set, bytes per second.
 const FLOOR: u64 = 10 << 20;
+/// No block is longer.
+const MAX_BLOCK: u64 = 1 << 20;
 /// All blocks are multiples of this, the unit of the dirty bitmap.
 const UNIT: u64 = 4096;
 
@@ -213,12 +218,19 @@ impl Pace {
 
     /// Whether a block may be claimed now.
     pub fn admit(&self, now: Time, load: &Load) -> Admit {
-        let due = self.cap.due(now);
-        if self.limits.cap.is_some() && due > now {
-            return Admit::At(due);
-        }
         let longest = match self.limits.cap {
-            Some(cap) => in_time(cap, CREDIT),
+            Some(cap) => {
+                let due = self.cap.due(now);
+                if due > now {
+                    return Admit::At(due);
+                }
+                let step = in_time(cap, STEP).clamp(UNIT, MAX_BLOCK);
+                let window = in_time(cap, self.shortest.unwrap_or_default() + CREDIT);
+                if self.in_flight > 0 && self.in_flight + step > window {
+                    return Admit::Later;
+                }
+                step
+            }
             None => u64::MAX,
         };
         match self.controlled(now, load) {
@@ -378,7 +390,7 @@ fn in_time(rate: u64, time: Duration) -> u64 {
 }
 
 fn block(bytes: u64) -> Admit {
-    let whole = (bytes / UNIT * UNIT).clamp(UNIT, 1 << 20);
+    let whole = (bytes / UNIT * UNIT).clamp(UNIT, MAX_BLOCK);
     Admit::Now(whole as u32)
 }
 
@@ -461,6 +473,38 @@ mod tests {
                         "{mib} MiB/s, late {late:?}: {ratio}"
                     );
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_stall_held_up_does_not_break_the_cap_when_it_arrives() {
+        for mib in [1, 10, 50, 500] {
+            let mut pace = Pace::new(capped(mib), Time(SECOND));
+            let load = Load::default();
+            let step = Duration::from_millis(1);
+            let stall = Time(4 * SECOND)..Time(6 * SECOND);
+            let mut flying: Vec<Claim> = Vec::new();
+            let mut answered: Vec<(Time, u64)> = Vec::new();
+            let mut now = Time(SECOND);
+            while now < Time(10 * SECOND) {
+                if !stall.contains(&now) {
+                    for claim in flying.drain(..) {
+                        pace.done(now, claim);
+                        answered.push((now, claim.bytes));
+                    }
+                }
+                while let Admit::Now(bytes) = pace.admit(now, &load) {
+                    flying.push(pace.claim(now, &load, u64::from(bytes)));
+                }
+                now = now.after(step);
+            }
+            for start in (SECOND..8 * SECOND).step_by(10_000_000) {
+                let window = Time(start)..Time(start + 2 * SECOND);
+                let inside = answered.iter().filter(|(at, _)| window.contains(at));
+                let bytes: u64 = inside.map(|(_, n)| n).sum();
+                let ratio = bytes as f64 / (2 * mib * MIB) as f64;
+                assert!(ratio <= 1.05, "{mib} MiB/s: {ratio}");
             }
         }
     }
