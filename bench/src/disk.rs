@@ -1,7 +1,7 @@
 //! The disk's own limit: a file through io_uring with O_DIRECT and nothing in between.
 //!
-//! [`RawDisk`] owns ring and buffers. `drive` drains the ring; after an error requests may still be
-//! in flight, so dropping waits for them before the buffers go.
+//! [`Requests`] owns ring and buffers, for one file ([`RawDisk`]) or two ([`RawPair`]). `drive`
+//! drains the ring.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -9,7 +9,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use io_uring::{IoUring, opcode, squeue, types};
+use io_uring::{IoUring, opcode, types};
 use rustix::fs::OFlags;
 
 use crate::drive::Lane;
@@ -23,14 +23,99 @@ struct Page([u8; PAGE]);
 
 const PAGE: usize = 4096;
 
+/// A ring with the buffers that its requests use, all of one size. Requests may still be in flight
+/// after an error, so dropping waits for them before the buffers go: it stands before the files in
+/// what owns both.
+struct Requests {
+    ring: IoUring,
+    /// One block per place.
+    buffers: Vec<Page>,
+    /// Bytes of a block.
+    bs: u32,
+    in_flight: usize,
+}
+
+impl Requests {
+    fn new(case: Case, places: u32) -> Result<Requests, BenchError> {
+        Ok(Requests {
+            ring: IoUring::new(places.next_power_of_two()).map_err(BenchError::io("io_uring"))?,
+            buffers: blocks(case, places),
+            bs: case.bs,
+            in_flight: 0,
+        })
+    }
+
+    /// Queues a request between a block of `file` and the buffer at `place`, which is named `tag`
+    /// when it ends. No request that has not ended uses that buffer.
+    fn push(
+        &mut self,
+        (file, offset): (&File, u64),
+        write: bool,
+        place: usize,
+        tag: usize,
+    ) -> Result<(), BenchError> {
+        let first = place * self.bs as usize / PAGE;
+        let buffer = self.buffers[first..].as_mut_ptr().cast::<u8>();
+        let file = types::Fd(file.as_raw_fd());
+        let entry = if write {
+            opcode::Write::new(file, buffer, self.bs)
+                .offset(offset)
+                .build()
+        } else {
+            opcode::Read::new(file, buffer, self.bs)
+                .offset(offset)
+                .build()
+        };
+        // SAFETY: nobody else uses the buffer before the completion, as this function asks;
+        // buffers and files live as long as the ring.
+        let pushed = unsafe { self.ring.submission().push(&entry.user_data(tag as u64)) };
+        pushed.map_err(|full| BenchError::Io {
+            what: "io_uring".into(),
+            source: std::io::Error::other(full),
+        })?;
+        self.in_flight += 1;
+        Ok(())
+    }
+
+    /// The tag of a request that has ended.
+    fn reap(&mut self) -> Result<Option<usize>, BenchError> {
+        let Some(entry) = self.ring.completion().next() else {
+            return Ok(None);
+        };
+        self.in_flight -= 1;
+        match entry.result() {
+            count if count == self.bs as i32 => Ok(Some(entry.user_data() as usize)),
+            // A short transfer is as good as an error for a figure.
+            count => Err(BenchError::Request {
+                errno: count.min(0).abs(),
+            }),
+        }
+    }
+
+    /// Submits what is queued and waits for an end.
+    fn wait(&mut self) -> Result<(), BenchError> {
+        let ended = self.ring.submit_and_wait(1);
+        ended.map(|_| ()).map_err(BenchError::io("io_uring"))
+    }
+}
+
+impl Drop for Requests {
+    fn drop(&mut self) {
+        while self.in_flight > 0 && self.ring.submit_and_wait(1).is_ok() {
+            self.in_flight -= self.ring.completion().count();
+        }
+        if self.in_flight > 0 {
+            // The kernel may still write into them.
+            std::mem::forget(std::mem::take(&mut self.buffers));
+        }
+    }
+}
+
 /// A file, opened for the requests of one case.
 pub struct RawDisk {
-    ring: IoUring,
+    requests: Requests,
     file: File,
     case: Case,
-    /// One block per slot.
-    buffers: Vec<Page>,
-    in_flight: usize,
 }
 
 /// Creates a file whose blocks have all been written, so that no request finds a hole. None is
@@ -73,98 +158,41 @@ fn blocks(case: Case, count: u32) -> Vec<Page> {
 impl RawDisk {
     pub fn open(path: &Path, case: Case) -> Result<RawDisk, BenchError> {
         Ok(RawDisk {
-            ring: IoUring::new(case.iodepth.next_power_of_two())
-                .map_err(BenchError::io("io_uring"))?,
+            requests: Requests::new(case, case.iodepth)?,
             file: open(path)?,
             case,
-            buffers: blocks(case, case.iodepth),
-            in_flight: 0,
         })
-    }
-
-    fn reap(&mut self) -> Result<Option<usize>, BenchError> {
-        let Some(entry) = self.ring.completion().next() else {
-            return Ok(None);
-        };
-        self.in_flight -= 1;
-        match entry.result() {
-            count if count == self.case.bs as i32 => Ok(Some(entry.user_data() as usize)),
-            // A short transfer is as good as an error for a figure.
-            count => Err(BenchError::Request {
-                errno: count.min(0).abs(),
-            }),
-        }
-    }
-
-    fn entry(&mut self, slot: usize, offset: u64) -> squeue::Entry {
-        let first = slot * self.case.bs as usize / PAGE;
-        let buffer = self.buffers[first..].as_mut_ptr().cast::<u8>();
-        let file = types::Fd(self.file.as_raw_fd());
-        let entry = if self.case.rw.writes() {
-            opcode::Write::new(file, buffer, self.case.bs)
-                .offset(offset)
-                .build()
-        } else {
-            opcode::Read::new(file, buffer, self.case.bs)
-                .offset(offset)
-                .build()
-        };
-        entry.user_data(slot as u64)
     }
 }
 
 impl Lane for RawDisk {
     fn queue(&mut self, slot: usize, offset: u64) -> Result<(), BenchError> {
-        let entry = self.entry(slot, offset);
-        // SAFETY: the buffer belongs to this slot alone, which the caller does not use again
-        // before its completion; buffers and file live as long as the ring.
-        let pushed = unsafe { self.ring.submission().push(&entry) };
-        pushed.map_err(|full| BenchError::Io {
-            what: "io_uring".into(),
-            source: std::io::Error::other(full),
-        })?;
-        self.in_flight += 1;
-        Ok(())
+        let write = self.case.rw.writes();
+        self.requests.push((&self.file, offset), write, slot, slot)
     }
 
     fn take(&mut self) -> Result<usize, BenchError> {
         loop {
-            self.ring
-                .submit_and_wait(1)
-                .map_err(BenchError::io("io_uring"))?;
-            if let Some(slot) = self.reap()? {
+            self.requests.wait()?;
+            if let Some(slot) = self.take_ready()? {
                 return Ok(slot);
             }
         }
     }
 
     fn take_ready(&mut self) -> Result<Option<usize>, BenchError> {
-        self.reap()
-    }
-}
-
-impl Drop for RawDisk {
-    fn drop(&mut self) {
-        while self.in_flight > 0 && self.ring.submit_and_wait(1).is_ok() {
-            self.in_flight -= self.ring.completion().count();
-        }
-        if self.in_flight > 0 {
-            // The kernel may still write into them.
-            std::mem::forget(std::mem::take(&mut self.buffers));
-        }
+        self.requests.reap()
     }
 }
 
 /// Two files that are used at the same rate: the second is written with what was read from the
 /// first, or, where the case reads, both are read. Files of one physical disk share what it gives.
 pub struct RawPair {
-    ring: IoUring,
+    /// A buffer per slot for each file.
+    requests: Requests,
     files: [File; 2],
     case: Case,
-    /// A block per slot for each file.
-    buffers: Vec<Page>,
     slots: Vec<PairSlot>,
-    in_flight: usize,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -178,13 +206,10 @@ impl RawPair {
     /// With `case.rw` reading, both are read.
     pub fn open(paths: &[PathBuf; 2], case: Case) -> Result<RawPair, BenchError> {
         Ok(RawPair {
-            ring: IoUring::new((2 * case.iodepth).next_power_of_two())
-                .map_err(BenchError::io("io_uring"))?,
+            requests: Requests::new(case, 2 * case.iodepth)?,
             files: [open(&paths[0])?, open(&paths[1])?],
             case,
-            buffers: blocks(case, 2 * case.iodepth),
             slots: vec![PairSlot::default(); case.iodepth as usize],
-            in_flight: 0,
         })
     }
 
@@ -193,52 +218,9 @@ impl RawPair {
         let copies = self.case.rw.writes();
         // What is copied stays in its buffer.
         let place = if copies { 2 * slot } else { 2 * slot + index };
-        let first = place * self.case.bs as usize / PAGE;
-        let buffer = self.buffers[first..].as_mut_ptr().cast::<u8>();
-        let file = types::Fd(self.files[index].as_raw_fd());
-        let offset = self.slots[slot].offset;
-        let entry = if copies && index == 1 {
-            opcode::Write::new(file, buffer, self.case.bs)
-                .offset(offset)
-                .build()
-        } else {
-            opcode::Read::new(file, buffer, self.case.bs)
-                .offset(offset)
-                .build()
-        };
-        let entry = entry.user_data((2 * slot + index) as u64);
-        // SAFETY: the buffer belongs to this slot and file alone, or to this slot whose read has
-        // ended; the caller does not use the slot again before its end; buffers and files live as
-        // long as the ring.
-        let pushed = unsafe { self.ring.submission().push(&entry) };
-        pushed.map_err(|full| BenchError::Io {
-            what: "io_uring".into(),
-            source: std::io::Error::other(full),
-        })?;
-        self.in_flight += 1;
-        Ok(())
-    }
-
-    fn reap(&mut self) -> Result<Option<usize>, BenchError> {
-        loop {
-            let Some(entry) = self.ring.completion().next() else {
-                return Ok(None);
-            };
-            self.in_flight -= 1;
-            if entry.result() != self.case.bs as i32 {
-                return Err(BenchError::Request {
-                    errno: entry.result().min(0).abs(),
-                });
-            }
-            let (slot, index) = (entry.user_data() as usize / 2, entry.user_data() % 2);
-            self.slots[slot].left -= 1;
-            if self.slots[slot].left == 0 {
-                return Ok(Some(slot));
-            }
-            if self.case.rw.writes() && index == 0 {
-                self.push(slot, 1)?;
-            }
-        }
+        let block = (&self.files[index], self.slots[slot].offset);
+        self.requests
+            .push(block, copies && index == 1, place, 2 * slot + index)
     }
 }
 
@@ -254,28 +236,24 @@ impl Lane for RawPair {
 
     fn take(&mut self) -> Result<usize, BenchError> {
         loop {
-            self.ring
-                .submit_and_wait(1)
-                .map_err(BenchError::io("io_uring"))?;
-            if let Some(slot) = self.reap()? {
+            self.requests.wait()?;
+            if let Some(slot) = self.take_ready()? {
                 return Ok(slot);
             }
         }
     }
 
     fn take_ready(&mut self) -> Result<Option<usize>, BenchError> {
-        self.reap()
-    }
-}
-
-impl Drop for RawPair {
-    fn drop(&mut self) {
-        while self.in_flight > 0 && self.ring.submit_and_wait(1).is_ok() {
-            self.in_flight -= self.ring.completion().count();
+        while let Some(tag) = self.requests.reap()? {
+            let (slot, index) = (tag / 2, tag % 2);
+            self.slots[slot].left -= 1;
+            if self.slots[slot].left == 0 {
+                return Ok(Some(slot));
+            }
+            if self.case.rw.writes() && index == 0 {
+                self.push(slot, 1)?;
+            }
         }
-        if self.in_flight > 0 {
-            // The kernel may still write into them.
-            std::mem::forget(std::mem::take(&mut self.buffers));
-        }
+        Ok(None)
     }
 }
