@@ -23,6 +23,12 @@ const FLAG_OK: u16 = 4;
 /// The receiver of a goodbye shall record itself as outdated.
 const FLAG_OUTDATE: u16 = 8;
 
+/// The meaning of a code: its place in the list of all.
+fn from_code<T: Copy>(all: &[T], kind: Kind, value: u8) -> Result<T, WireError> {
+    let meaning = all.get(usize::from(value)).copied();
+    meaning.ok_or(WireError::Code { kind, value })
+}
+
 /// Which acknowledgement a write gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -33,14 +39,8 @@ pub enum AckKind {
 }
 
 impl AckKind {
-    fn from_code(kind: Kind, value: u8) -> Result<AckKind, WireError> {
-        match value {
-            0 => Ok(AckKind::Received),
-            1 => Ok(AckKind::Written),
-            2 => Ok(AckKind::Failed),
-            _ => Err(WireError::Code { kind, value }),
-        }
-    }
+    /// By code.
+    const ALL: [AckKind; 3] = [AckKind::Received, AckKind::Written, AckKind::Failed];
 }
 
 /// What a write does.
@@ -90,15 +90,13 @@ pub enum SyncResult {
 }
 
 impl SyncResult {
-    fn from_code(kind: Kind, value: u8) -> Result<SyncResult, WireError> {
-        match value {
-            0 => Ok(SyncResult::Written),
-            1 => Ok(SyncResult::Equal),
-            2 => Ok(SyncResult::Differs),
-            3 => Ok(SyncResult::Failed),
-            _ => Err(WireError::Code { kind, value }),
-        }
-    }
+    /// By code.
+    const ALL: [SyncResult; 4] = [
+        SyncResult::Written,
+        SyncResult::Equal,
+        SyncResult::Differs,
+        SyncResult::Failed,
+    ];
 }
 
 /// How a block of an online verify compares.
@@ -112,15 +110,13 @@ pub enum VerifyResult {
 }
 
 impl VerifyResult {
-    fn from_code(kind: Kind, value: u8) -> Result<VerifyResult, WireError> {
-        match value {
-            0 => Ok(VerifyResult::Equal),
-            1 => Ok(VerifyResult::Differs),
-            2 => Ok(VerifyResult::Busy),
-            3 => Ok(VerifyResult::Failed),
-            _ => Err(WireError::Code { kind, value }),
-        }
-    }
+    /// By code.
+    const ALL: [VerifyResult; 4] = [
+        VerifyResult::Equal,
+        VerifyResult::Differs,
+        VerifyResult::Busy,
+        VerifyResult::Failed,
+    ];
 }
 
 /// A message without its data.
@@ -555,11 +551,11 @@ fn decode_fields(fields: &Fields) -> Result<Packet, WireError> {
             kind: WriteKind::from_fields(fields)?,
             fua: fields.flags & FLAG_FUA != 0,
             sequence: id,
-            ack: AckKind::from_code(kind, fields.code2)?,
+            ack: from_code(&AckKind::ALL, kind, fields.code2)?,
         },
         Kind::WriteAck => Packet::WriteAck {
             sequence: id,
-            kind: AckKind::from_code(kind, fields.code2)?,
+            kind: from_code(&AckKind::ALL, kind, fields.code2)?,
         },
         Kind::Flush => Packet::Flush { flush: id },
         Kind::FlushAck => Packet::FlushAck { flush: id, ok },
@@ -573,7 +569,7 @@ fn decode_fields(fields: &Fields) -> Result<Packet, WireError> {
         },
         Kind::SyncAck => Packet::SyncAck {
             id,
-            kind: SyncResult::from_code(kind, fields.code)?,
+            kind: from_code(&SyncResult::ALL, kind, fields.code)?,
         },
         Kind::SyncDone => Packet::SyncDone {
             volume,
@@ -585,7 +581,7 @@ fn decode_fields(fields: &Fields) -> Result<Packet, WireError> {
         Kind::Verifying => Packet::Verifying { volume, on: ok },
         Kind::VerifyAck => Packet::VerifyAck {
             id,
-            result: VerifyResult::from_code(kind, fields.code)?,
+            result: from_code(&VerifyResult::ALL, kind, fields.code)?,
         },
         Kind::Repair => Packet::Repair {
             volume,
