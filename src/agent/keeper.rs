@@ -376,23 +376,20 @@ impl Keeper {
             Order::Secondary => self.secondary().await?,
             Order::Adjust(plan) => self.adjust(plan).await?,
             Order::Invalidate(volume) => {
-                for volume in self.volumes(*volume)? {
-                    self.command(&ServeRequest::Invalidate { volume }).await?;
-                }
+                self.command_volumes(*volume, |volume| ServeRequest::Invalidate { volume })
+                    .await?;
             }
             Order::PauseSync { volume, on } => {
-                for volume in self.volumes(*volume)? {
-                    let on = *on;
-                    let request = ServeRequest::PauseSync { volume, on };
-                    self.command(&request).await?;
-                }
+                let on = *on;
+                self.command_volumes(*volume, |volume| ServeRequest::PauseSync { volume, on })
+                    .await?;
             }
             Order::Verify(volume, scope) => {
-                for volume in self.volumes(*volume)? {
-                    let scope = scope.clone();
-                    let request = ServeRequest::Verify { volume, scope };
-                    self.command(&request).await?;
-                }
+                let request = |volume| ServeRequest::Verify {
+                    volume,
+                    scope: scope.clone(),
+                };
+                self.command_volumes(*volume, request).await?;
             }
         }
         Ok(Value::Null)
@@ -432,6 +429,18 @@ impl Keeper {
 
     async fn command(&self, request: &ServeRequest) -> Result<Value, ErrorReply> {
         self.running()?.command(request).await
+    }
+
+    /// A request about the volume named, or about each, one after the other.
+    async fn command_volumes(
+        &self,
+        volume: Option<u16>,
+        request: impl Fn(u16) -> ServeRequest,
+    ) -> Result<(), ErrorReply> {
+        for volume in self.volumes(volume)? {
+            self.command(&request(volume)).await?;
+        }
+        Ok(())
     }
 
     /// Starts the data plane if there is none, and does what the wish lacks.

@@ -19,7 +19,7 @@ use super::digest;
 use super::lines::{First, LineError, Lines, Request, first};
 use super::orders::{Answer, LinkWish, Order, Orders};
 use super::serve::{Addresses, timeouts};
-use super::status::render;
+use super::status::{Snapshot, render};
 use crate::agent::protocol::{
     ErrorKind, ErrorReply, Reply, ServeConfig, ServeNotice, ServeRequest, VerifyOptions,
 };
@@ -301,9 +301,7 @@ impl Shared {
 
     /// The node whose data counts when nobody says otherwise.
     async fn primary(&self) -> Result<NodeId, ErrorReply> {
-        let (reply, answer) = oneshot::channel();
-        self.orders.send(Order::Status { reply });
-        let status = answer.await.map_err(|_| gone())?.engine;
+        let status = self.snapshot().await?.engine;
         let config = self.config();
         match (status.role, status.connection.peer_role) {
             (Role::Primary, _) => Ok(NodeId(config.node)),
@@ -367,11 +365,15 @@ impl Shared {
         Ok(self.picture().await?.0)
     }
 
-    /// The status, and the number of the last notice that led to it.
-    async fn picture(&self) -> Result<(Value, u64), ErrorReply> {
+    async fn snapshot(&self) -> Result<Snapshot, ErrorReply> {
         let (reply, answer) = oneshot::channel();
         self.orders.send(Order::Status { reply });
-        let snapshot = answer.await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())
+    }
+
+    /// The status, and the number of the last notice that led to it.
+    async fn picture(&self) -> Result<(Value, u64), ErrorReply> {
+        let snapshot = self.snapshot().await?;
         let failure = self.failure.borrow();
         let status = render(&self.config(), &snapshot, failure.as_deref());
         Ok((status, snapshot.notices))
