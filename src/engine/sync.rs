@@ -409,21 +409,19 @@ impl Engine {
         };
         let start = block.span.start;
         let usual = u64::from(longest).min(chunk - start % chunk);
-        let mut hole = false;
-        let keep = match outcome {
+        let (hole, keep) = match outcome {
             IoOutcome::Failed(errno) => {
                 self.drop_block(volume, id);
                 return self.fail_disk(volume, errno);
             }
             IoOutcome::Begins { hole: true, bytes } if bytes >= u64::from(LEAST_HOLE) => {
-                hole = true;
-                bytes.min(u64::from(block.span.len))
+                (true, bytes.min(u64::from(block.span.len)))
             }
             IoOutcome::Begins { hole: false, bytes } => {
                 sync.dense_until = start.saturating_add(bytes);
-                usual.min(bytes.max(SHORT_READ))
+                (false, usual.min(bytes.max(SHORT_READ)))
             }
-            _ => usual,
+            _ => (false, usual),
         };
         let whole = keep - keep % u64::from(LEAST_HOLE);
         let len = u64::from(block.span.len).min(whole.max(u64::from(LEAST_HOLE)));

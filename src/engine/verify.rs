@@ -82,6 +82,7 @@ pub(super) struct Verify {
     state: VerifyState,
     start: u64,
     stop: u64,
+    /// Where the last pass ended; see [`Verify::position`] for one that runs.
     at: u64,
     checked: u64,
     pub(super) found: Ranges,
@@ -117,15 +118,14 @@ impl Verify {
 
     /// Bytes looked at and in all, while it runs.
     pub(super) fn progress(&self) -> Option<(u64, u64)> {
-        self.run
-            .as_ref()
-            .map(|_| (self.at - self.start, self.stop - self.start))
+        self.run.as_ref()?;
+        Some((self.position() - self.start, self.stop - self.start))
     }
 
     pub(super) fn status(&self) -> VerifyStatus {
         VerifyStatus {
             state: self.state,
-            at: self.at,
+            at: self.position(),
             found: self.found.share(),
             skipped: self.skipped.share(),
             repaired: self.repaired,
@@ -135,14 +135,12 @@ impl Verify {
     /// The first byte that is not looked at yet.
     fn position(&self) -> u64 {
         let Some(run) = &self.run else { return self.at };
+        if run.again {
+            return self.stop;
+        }
         let blocks = run.blocks.values().map(|block| block.span.start);
         let parts = run.parts.iter().map(|part| part.start);
-        let open = blocks.chain(parts).min().unwrap_or(u64::MAX);
-        if run.again {
-            self.stop
-        } else {
-            open.min(run.cursor)
-        }
+        blocks.chain(parts).fold(run.cursor, u64::min)
     }
 }
 
@@ -161,6 +159,13 @@ impl Run {
         let span = Span::new(self.cursor, left.min(longest));
         self.cursor += u64::from(span.len);
         (span.len > 0).then_some(span)
+    }
+
+    /// Ends the look at a block.
+    fn take(&mut self, id: u64, now: Time) -> Option<Block> {
+        let block = self.blocks.remove(&id)?;
+        self.pace.done(now, block.claim);
+        Some(block)
     }
 
     /// Whether nothing is left to look at.
@@ -211,7 +216,6 @@ impl Engine {
         let first = start - start % u64::from(LEAF);
         known.state = VerifyState::Running;
         known.start = first;
-        known.at = first;
         known.stop = scope.stop.unwrap_or(v.size).min(v.size);
         known.checked = 0;
         known.run = Some(Run {
@@ -286,12 +290,8 @@ impl Engine {
 
     pub(super) fn settle_verify(&mut self) {
         for volume in 0..self.volumes.len() {
-            let verifiable = self.verifiable(volume);
-            let known = &mut self.volumes[volume].verify;
-            if known.by_peer && !verifiable {
-                known.by_peer = false;
-            }
-            if !verifiable {
+            if !self.verifiable(volume) {
+                self.volumes[volume].verify.by_peer = false;
                 self.stop_verify(volume);
             } else if self.volumes[volume].verify.run.is_some() {
                 self.start_waiting(volume);
@@ -496,9 +496,8 @@ impl Engine {
     fn split_block(&mut self, volume: usize, id: u64, parts: Vec<Span>) {
         let now = self.now;
         if let Some(run) = self.volumes[volume].verify.run.as_mut()
-            && let Some(block) = run.blocks.remove(&id)
+            && run.take(id, now).is_some()
         {
-            run.pace.done(now, block.claim);
             run.parts.extend(parts.into_iter().rev());
         }
         self.progress = true;
@@ -508,12 +507,10 @@ impl Engine {
         let now = self.now;
         let known = &mut self.volumes[volume].verify;
         if let Some(run) = known.run.as_mut()
-            && let Some(block) = run.blocks.remove(&id)
+            && let Some(block) = run.take(id, now)
         {
-            run.pace.done(now, block.claim);
             known.checked += u64::from(block.span.len);
         }
-        known.at = known.position();
         self.progress = true;
     }
 
