@@ -3,14 +3,14 @@
 
 use lockstep::engine::Protocol;
 use lockstep::engine::{
-    Buffer, ConnectionState, DiskState, Envelope, Generation, LogTransaction, Message,
-    ReplicationState, Role, Session, Span, Superblock, Term, VolumeImage,
+    Buffer, ConnectionState, DiskState, Envelope, Generation, LogTransaction, Message, Role,
+    Session, Span, Superblock, Term, VolumeImage,
 };
 
 use crate::disk::{Pages, SECTOR};
 use crate::node::{Carrier, EXTENT, Origin, Request, Target, Wish};
 use crate::oracle::{Check, Outcome, WriteId, stamp_of};
-use crate::verify::in_step;
+use crate::verify::{in_step, is_target};
 use crate::world::{Phase, World};
 
 /// Sectors per bit of the bitmap.
@@ -200,8 +200,7 @@ impl World {
         let replicating = status.is_some_and(|s| {
             s.connection.peer_devices.get(volume).is_some_and(|d| {
                 // A primary that takes its disk back rests on the peer's.
-                let synced = [ReplicationState::SyncTarget, ReplicationState::PausedSyncT];
-                let follows = in_step(d.replication) || synced.contains(&d.replication);
+                let follows = in_step(d.replication) || is_target(d.replication);
                 follows && d.peer_disk == DiskState::UpToDate
             })
         });
@@ -258,8 +257,7 @@ impl World {
         };
         let accepted = process.session;
         let target = process.status.connection.peer_devices.get(volume);
-        let syncing = [ReplicationState::SyncTarget, ReplicationState::PausedSyncT];
-        let target = target.is_some_and(|p| syncing.contains(&p.replication));
+        let target = target.is_some_and(|p| is_target(p.replication));
         let marked = self.nodes[node]
             .superblock(volume)
             .is_none_or(|s| s.inconsistent);

@@ -24,6 +24,14 @@ pub fn in_step(state: ReplicationState) -> bool {
     )
 }
 
+/// Whether the copy is being synced, or waits for that.
+pub fn is_target(state: ReplicationState) -> bool {
+    matches!(
+        state,
+        ReplicationState::SyncTarget | ReplicationState::PausedSyncT
+    )
+}
+
 /// The last verify of a run, of one volume after the other.
 #[derive(Debug, Default)]
 pub struct LastVerify {
