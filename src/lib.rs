@@ -8,6 +8,7 @@ pub mod agent;
 pub mod cli;
 pub mod config;
 pub mod engine;
+pub mod failover;
 pub mod reactor;
 pub mod store;
 pub mod target;
