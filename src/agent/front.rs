@@ -65,7 +65,8 @@ impl From<FrontError> for ErrorReply {
         let (kind, help) = match &error {
             FrontError::Ublk(UblkError::Busy { .. }) => (
                 ErrorKind::Refused,
-                "unmount it or end what has it open, then repeat the command",
+                "unmount it or end what has it open, then repeat the command; `lockstep secondary \
+                 --force` does not wait: its requests fail and its mounts are detached",
             ),
             FrontError::Taken { .. } => (
                 ErrorKind::Refused,
@@ -169,15 +170,18 @@ impl Fronts {
         term: Term,
     ) -> Result<(), FrontError> {
         for device in devices {
-            let Device {
-                volume,
-                minor,
-                cookie,
-            } = *device;
-            let record = DeviceRecord::new(minor, &self.resource, volume, term, cookie);
-            RecordDir::open(&self.records)?.write(&record)?;
+            RecordDir::open(&self.records)?.write(&self.record_of(device, term))?;
         }
         Ok(())
+    }
+
+    fn record_of(&self, device: &Device, term: Term) -> DeviceRecord {
+        let Device {
+            volume,
+            minor,
+            cookie,
+        } = *device;
+        DeviceRecord::new(minor, &self.resource, volume, term, cookie)
     }
 
     /// Takes the block devices away, unless somebody uses one: then nothing is changed for it and
@@ -201,24 +205,49 @@ impl Fronts {
         .await
     }
 
-    /// Deletes devices that are stopped.
-    pub async fn delete(&self) -> Result<(), ErrorReply> {
+    /// Ends the use of the block devices, whoever uses them: their requests fail and their mounts
+    /// are detached. Says who still has one open.
+    pub async fn cut(&self) -> Result<Vec<String>, ErrorReply> {
         self.work(|fronts| {
             let Some(mut control) = driver()? else {
-                return Ok(());
+                return Ok(Vec::new());
             };
+            let mut held = Vec::new();
+            for device in &fronts.devices {
+                match control.info(device.minor) {
+                    Ok(info) if info.cookie == device.cookie => {
+                        let record = fronts.record_of(device, Term::ZERO);
+                        held.extend(fail(&mut control, &record)?);
+                    }
+                    Ok(_) | Err(UblkError::NoDevice { .. }) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            Ok(held)
+        })
+        .await
+    }
+
+    /// Deletes devices that are stopped, and says how many.
+    pub async fn delete(&self) -> Result<usize, ErrorReply> {
+        self.work(|fronts| {
+            let Some(mut control) = driver()? else {
+                return Ok(0);
+            };
+            let mut deleted = 0;
             for device in &fronts.devices {
                 match control.info(device.minor) {
                     Ok(info) if info.cookie == device.cookie => {
                         if info.state == DeviceState::Dead {
                             control.delete_async(device.minor)?;
+                            deleted += 1;
                         }
                     }
                     Ok(_) | Err(UblkError::NoDevice { .. }) => {}
                     Err(error) => return Err(error.into()),
                 }
             }
-            Ok(())
+            Ok(deleted)
         })
         .await
     }
@@ -285,15 +314,8 @@ impl Fronts {
             let directory = RecordDir::open(&fronts.records)?;
             let mut held = Vec::new();
             for record in orphans {
-                let id = record.id;
-                let ErrorPath {
-                    detached,
-                    remaining,
-                    deleted,
-                } = fail_device(control, &record, STOP)?;
-                warn!(id, ?detached, deleted, "device ended: its requests fail");
-                held.extend(remaining.iter().map(|u| format!("/dev/ublkb{id} {u}")));
-                directory.remove(id)?;
+                held.extend(fail(control, &record)?);
+                directory.remove(record.id)?;
             }
             Ok(held)
         })
@@ -365,6 +387,21 @@ impl Fronts {
         .await;
         Ok(done.unwrap_or(Err(FrontError::Broken))?)
     }
+}
+
+/// Ends a device; who still has it open.
+fn fail(control: &mut UblkControl, record: &DeviceRecord) -> Result<Vec<String>, UblkError> {
+    let id = record.id;
+    let ErrorPath {
+        detached,
+        remaining,
+        deleted,
+    } = fail_device(control, record, STOP)?;
+    warn!(id, ?detached, deleted, "device ended: its requests fail");
+    let held = remaining
+        .iter()
+        .map(|user| format!("/dev/ublkb{id} {user}"));
+    Ok(held.collect())
 }
 
 /// The driver, to look after devices that may exist; none where it is not loaded, or too old, and

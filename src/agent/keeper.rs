@@ -8,25 +8,26 @@
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
 use serde_json::Value;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use tracing::{error, info, warn};
 
-use super::channel::{Channel, MAX_REPLY};
 use super::dirs::{Dirs, remove_if_there};
 use super::disks;
+use super::follow;
 use super::front::{Fronts, term_of};
 use super::order::Order;
 use super::plan::Plan;
 use super::plane::{self, Plane};
-use super::protocol::{ErrorKind, ErrorReply, Reply, ServeNotice, ServeRequest};
+use super::protocol::{ErrorKind, ErrorReply, ServeRequest};
 use super::status::{Phase, Status};
+use super::users;
 use super::view::ResourceView;
 use crate::engine::Term;
 use crate::target::ublk::DeviceRecord;
@@ -41,9 +42,6 @@ const DRAIN_ORDERED: Duration = Duration::from_secs(5);
 const REGAIN_EVERY: Duration = Duration::from_millis(200);
 /// How long it is tried: requests queued in a block device must not wait for ever.
 const REGAIN_LIMIT: Duration = Duration::from_secs(30);
-/// How often the queue settings of a device are tried, and the pause: as long as `primary` waits.
-const CONFIRM_TRIES: u32 = 30;
-const CONFIRM_EVERY: Duration = Duration::from_secs(1);
 /// First and longest pause before a data plane that keeps dying is started again, and how long
 /// it must live for the pause to shrink back.
 const RESTART_FIRST: Duration = Duration::from_millis(200);
@@ -373,7 +371,7 @@ impl Keeper {
                 self.promote(*force, false).await?;
                 self.regain = None;
             }
-            Order::Secondary => self.secondary().await?,
+            Order::Secondary { force } => self.secondary(*force).await?,
             Order::Adjust(plan) => self.adjust(plan).await?,
             Order::Invalidate(volume) => {
                 self.command_volumes(*volume, |volume| ServeRequest::Invalidate { volume })
@@ -548,21 +546,8 @@ impl Keeper {
     /// Makes `plane` the one in charge and follows its notices.
     fn attend(&mut self, plane: Plane) {
         let status = Rc::clone(&self.status);
-        let socket = plane.socket().to_owned();
-        let fronts = self.fronts.clone();
-        let events = tokio_uring::spawn(async move {
-            loop {
-                let begin = ServeRequest::Events;
-                if let Ok(mut channel) = Channel::open_with(&socket, MAX_REPLY, &begin, &[]) {
-                    catch_up(fronts.as_ref(), &socket, &status).await;
-                    while let Ok(Reply::Item(notice)) = channel.receive().await {
-                        on_notice(fronts.as_ref(), &socket, &status, notice);
-                    }
-                }
-                // The process is dying, or did not take the stream yet; `Running` ends this task.
-                sleep(Duration::from_millis(100)).await;
-            }
-        });
+        let follower = follow::follow(plane.socket().to_owned(), self.fronts.clone(), status);
+        let events = tokio_uring::spawn(follower);
         self.running = Some(Running { plane, events });
     }
 
@@ -628,38 +613,61 @@ impl Keeper {
         Ok(())
     }
 
-    async fn secondary(&mut self) -> Result<(), ErrorReply> {
+    /// Gives up the role. Refused while a volume is in use, unless with `force`: then whoever uses
+    /// it gets errors and is cut off.
+    async fn secondary(&mut self, force: bool) -> Result<(), ErrorReply> {
+        let mut held = Vec::new();
         if self.running.is_some() {
-            if let Some(fronts) = &self.fronts
-                && let Err(error) = fronts.release().await
-            {
-                self.bring_back(fronts).await;
-                return Err(error);
+            match self.give_up(force).await {
+                Ok(users) => held = users,
+                Err(error) => {
+                    self.bring_back().await;
+                    return Err(error);
+                }
             }
-            self.command(&ServeRequest::Secondary).await?;
             if let Some(fronts) = &self.fronts {
                 fronts.delete().await?;
             }
         } else if self.wish.primary {
             self.abandon("made secondary before it was back").await;
         }
+        if !held.is_empty() {
+            let held = held.join(", ");
+            self.status
+                .set_trouble(Some(format!("ended by force and still open: {held}")));
+        }
         self.wish.primary = false;
         self.regain = None;
         Ok(())
     }
 
-    /// One of several devices is in use, and others are stopped already: they come back.
-    async fn bring_back(&self, fronts: &Fronts) {
-        if fronts.volumes().len() < 2 {
-            return;
+    /// Takes the devices away and makes the data plane secondary. Its own look at who uses an NBD
+    /// export comes last, in one step with giving up the role. Says who still has a device open
+    /// whose use was ended by force.
+    async fn give_up(&self, force: bool) -> Result<Vec<String>, ErrorReply> {
+        let mut held = Vec::new();
+        match &self.fronts {
+            Some(fronts) if force => held = fronts.cut().await?,
+            Some(fronts) => fronts.release().await?,
+            None => {}
         }
+        let answer = self.command(&ServeRequest::Secondary { force }).await?;
+        users::refuse_if_used(&self.plan.serve, answer)?;
+        Ok(held)
+    }
+
+    /// The role stays, and devices that were stopped before that was known come back.
+    async fn bring_back(&self) {
+        let Some(fronts) = &self.fronts else { return };
         let again = ServeRequest::Primary {
             force: false,
             recovered: true,
         };
         let back = async {
-            fronts.delete().await?;
-            self.command(&again).await
+            if fronts.delete().await? > 0 {
+                self.command(&again).await?;
+            }
+            Ok::<_, ErrorReply>(())
         };
         if let Err(error) = back.await {
             error!(
@@ -675,7 +683,7 @@ impl Keeper {
     /// is in use.
     async fn down(&mut self) -> Result<(), ErrorReply> {
         self.backoff.at = None;
-        self.secondary().await?;
+        self.secondary(false).await?;
         if self.running.is_some() {
             // From here on nothing is in use: what does not end in order is ended by force.
             self.wish.up = false;
@@ -814,61 +822,6 @@ impl Keeper {
         }
         self.status.set_trouble(Some(trouble));
     }
-}
-
-/// Confirms devices that appeared before the stream of notices began.
-async fn catch_up(fronts: Option<&Fronts>, socket: &Path, status: &Rc<Status>) {
-    let Some(fronts) = fronts else { return };
-    if fronts.volumes().is_empty() {
-        return;
-    }
-    let view = status.view().await;
-    for device in view.devices.iter().filter(|device| device.open) {
-        confirm(
-            fronts.clone(),
-            socket.to_owned(),
-            Rc::clone(status),
-            device.volume,
-        );
-    }
-}
-
-/// A data plane has told something.
-fn on_notice(fronts: Option<&Fronts>, socket: &Path, status: &Rc<Status>, notice: Value) {
-    match serde_json::from_value(notice) {
-        Ok(ServeNotice::DeviceStarted { volume, .. }) => {
-            if let Some(fronts) = fronts {
-                confirm(fronts.clone(), socket.to_owned(), Rc::clone(status), volume);
-            }
-        }
-        // Deleted by the order that stopped it.
-        Ok(ServeNotice::DeviceStopped { .. }) => {}
-        Ok(ServeNotice::Transition(step)) => status.step(&step),
-        Ok(ServeNotice::Finished(of)) => status.finished(&of),
-        Ok(ServeNotice::Happened(what)) => tracing::debug!(what),
-        Ok(ServeNotice::Picture(picture)) => match serde_json::from_value(picture) {
-            Ok(view) => status.pictured(view),
-            Err(error) => warn!(%error, "picture not understood"),
-        },
-        Err(error) => warn!(%error, "notice not understood"),
-    }
-}
-
-/// Makes the queue settings beside whatever the keeper does: `primary` waits for them.
-fn confirm(fronts: Fronts, socket: PathBuf, status: Rc<Status>, volume: u16) {
-    tokio_uring::spawn(async move {
-        for attempt in 1..=CONFIRM_TRIES {
-            match fronts.confirm(socket.clone(), volume).await {
-                Ok(()) if attempt == 1 => return,
-                Ok(()) => return status.set_disk_trouble(volume, None),
-                Err(error) => {
-                    error!(reason = error.reason, attempt, "queue settings");
-                    status.set_disk_trouble(volume, Some(error.reason));
-                    sleep(CONFIRM_EVERY).await;
-                }
-            }
-        }
-    });
 }
 
 /// What a data plane found alive was last asked for.

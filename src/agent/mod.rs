@@ -9,6 +9,7 @@ pub mod channel;
 pub mod dirs;
 pub mod disks;
 pub mod events;
+pub mod follow;
 pub mod front;
 pub mod hub;
 pub mod keeper;
@@ -19,6 +20,7 @@ pub mod plane;
 pub mod protocol;
 pub mod server;
 pub mod status;
+pub mod users;
 pub mod view;
 
 use std::fs::File;

@@ -430,7 +430,9 @@ fn order(verb: &str, target: &Target, options: &Map<String, Value>) -> Result<Or
         "primary" => Order::Primary {
             force: flag(options, "force"),
         },
-        "secondary" => Order::Secondary,
+        "secondary" => Order::Secondary {
+            force: flag(options, "force"),
+        },
         "invalidate" => Order::Invalidate(volume),
         "pause-sync" | "resume-sync" => Order::PauseSync {
             volume,

@@ -19,7 +19,9 @@ pub enum Order {
     Primary {
         force: bool,
     },
-    Secondary,
+    Secondary {
+        force: bool,
+    },
     Invalidate(Option<u16>),
     PauseSync {
         volume: Option<u16>,
@@ -45,7 +47,8 @@ impl fmt::Display for Order {
             Order::Disconnect => ("disconnect", None),
             Order::Primary { force: true } => ("primary --force", None),
             Order::Primary { .. } => ("primary", None),
-            Order::Secondary => ("secondary", None),
+            Order::Secondary { force: true } => ("secondary --force", None),
+            Order::Secondary { .. } => ("secondary", None),
             Order::Invalidate(volume) => ("invalidate", *volume),
             Order::PauseSync { volume, on: true } => ("pause-sync", *volume),
             Order::PauseSync { volume, .. } => ("resume-sync", *volume),

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::pace::Limits;
+use crate::target::Client;
 
 /// A request of the command line to the agent (`RUN_DIR/control.sock`).
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -422,7 +423,12 @@ pub enum ServeRequest {
         /// The data plane was primary and died under the agent's eyes: the same reign goes on.
         recovered: bool,
     },
-    Secondary,
+    /// Refused while a client has an NBD export open: the answer is then a list of [`InUse`], and
+    /// nothing has changed. Not with `force`, which cuts clients off.
+    Secondary {
+        #[serde(default)]
+        force: bool,
+    },
     Invalidate {
         volume: u16,
     },
@@ -449,6 +455,14 @@ pub enum ServeRequest {
     },
     /// Clean end; the process exits after the reply.
     Shutdown,
+}
+
+/// An NBD export whose clients keep the node primary.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct InUse {
+    pub volume: u16,
+    pub clients: Vec<Client>,
 }
 
 /// One item of the stream that `ServeRequest::Events` begins.

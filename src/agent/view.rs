@@ -45,7 +45,10 @@ pub struct DeviceView {
     pub bm_writes: u64,
     pub upper_pending: u64,
     pub lower_pending: u64,
+    /// Somebody has it open.
     pub open: bool,
+    /// The front end takes requests.
+    pub serving: bool,
     pub data_path: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,

@@ -45,7 +45,13 @@ pub enum Verb {
         force: bool,
     },
     /// Make this node secondary: the device goes away; refused while it is in use
-    Secondary(Target),
+    Secondary {
+        #[command(flatten)]
+        target: Target,
+        /// Although it is in use: what uses it gets errors, and is cut off
+        #[arg(long)]
+        force: bool,
+    },
     /// Declare the local data bad: full sync from the peer
     Invalidate(Target),
     /// Hold back the sync of a resource or volume
@@ -136,7 +142,7 @@ pub fn run(global: &Global, verb: Verb) -> Outcome {
         ),
         Verb::Disconnect { target, force } => ("disconnect", target, flags(&[("force", force)])),
         Verb::Primary { target, force } => ("primary", target, flags(&[("force", force)])),
-        Verb::Secondary(target) => ("secondary", target, Map::new()),
+        Verb::Secondary { target, force } => ("secondary", target, flags(&[("force", force)])),
         Verb::Invalidate(target) => ("invalidate", target, Map::new()),
         Verb::PauseSync(target) => ("pause-sync", target, Map::new()),
         Verb::ResumeSync(target) => ("resume-sync", target, Map::new()),

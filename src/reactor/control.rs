@@ -207,7 +207,9 @@ impl Shared {
                 };
                 self.command(Command::Primary { force, ground }).await
             }
-            ServeRequest::Secondary => self.command(Command::Secondary).await,
+            ServeRequest::Secondary { force } => {
+                self.ask(|reply| Order::Secondary { force, reply }).await
+            }
             ServeRequest::Invalidate { volume } => {
                 let volume = VolumeId(volume);
                 self.command(Command::Invalidate { volume }).await

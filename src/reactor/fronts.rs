@@ -31,7 +31,7 @@ use super::counters::{Counters, Measure};
 use super::device::{self, DeviceOrder};
 use super::orders::Orders;
 use super::ring::{Owner, Ring};
-use crate::agent::protocol::{FrontEnd, ServeConfig, ServeNotice, ServeVolume};
+use crate::agent::protocol::{FrontEnd, InUse, ServeConfig, ServeNotice, ServeVolume};
 use crate::engine::{Event, IoFailure, Op, Request, RequestId, Shape, Time, VolumeId};
 use crate::target::nbd::{Export, NbdOptions, NbdServer, NbdSetupError};
 use crate::target::ublk::UblkQueue;
@@ -211,6 +211,26 @@ impl Fronts {
         self.fronts
             .get(index)
             .is_some_and(Front::complete_and_serving)
+    }
+
+    /// Somebody has the export with this index open.
+    pub fn open(&self, index: usize) -> bool {
+        self.fronts.get(index).is_some_and(Front::in_use)
+    }
+
+    /// Somebody has an export open.
+    pub fn in_use(&self) -> bool {
+        self.fronts.iter().any(Front::in_use)
+    }
+
+    /// Who has which export open.
+    pub fn users(&self) -> Vec<InUse> {
+        let used = self.fronts.iter().filter(|front| front.in_use());
+        used.map(|front| InUse {
+            volume: front.config.volume,
+            clients: front.target.iter().flat_map(|t| t.clients()).collect(),
+        })
+        .collect()
     }
 
     /// Why the volume with this index has no front end although it should.
@@ -403,6 +423,10 @@ impl Front {
     fn complete_and_serving(&self) -> bool {
         let ready = !self.is_device() || (self.started && self.gate == Gate::Open);
         matches!(self.mode, Mode::Serving { .. }) && ready && !self.stopping
+    }
+
+    fn in_use(&self) -> bool {
+        self.target.as_ref().is_some_and(|target| target.in_use())
     }
 
     fn fail(&mut self, reason: String) {

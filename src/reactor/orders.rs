@@ -29,6 +29,12 @@ pub enum Order {
         command: Command,
         reply: Reply,
     },
+    /// Give up the role, unless somebody has an NBD export open. Whoever has is cut off with
+    /// `force`, and otherwise named in the answer.
+    Secondary {
+        force: bool,
+        reply: Reply,
+    },
     /// A disk that was opened and read.
     Attach {
         volume: VolumeId,

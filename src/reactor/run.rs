@@ -11,7 +11,7 @@ use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::attach::OpenedDisk;
 use super::buffers::{Memory, ResyncPool};
@@ -35,6 +35,9 @@ use crate::engine::{
 
 /// How long front ends may take to open or close before a command that waits for them fails.
 const FRONT_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long clients of NBD exports that are about to leave are waited for before the role is kept.
+const CLIENT_GRACE: Duration = Duration::from_secs(2);
 
 /// How long the last frames may take to leave before the process ends.
 const GOODBYE_LIMIT: Duration = Duration::from_secs(2);
@@ -85,6 +88,12 @@ struct Tail {
     deadline: Time,
 }
 
+/// An order to give up the role that waits for clients to leave.
+struct Leaving {
+    reply: Reply,
+    until: Time,
+}
+
 /// Everything on the ring thread.
 pub struct Reactor {
     /// First, so that a panic is recorded before anything is dropped.
@@ -111,6 +120,7 @@ pub struct Reactor {
     commands: HashMap<CommandId, Waiting>,
     next_command: u64,
     tails: Vec<Tail>,
+    leaving: Vec<Leaving>,
     wish: LinkWish,
     orders: Orders,
     inbox: Receiver<Order>,
@@ -174,6 +184,7 @@ impl Reactor {
             commands: HashMap::new(),
             next_command: 1,
             tails: Vec::new(),
+            leaving: Vec::new(),
             wish: LinkWish::default(),
             orders,
             inbox,
@@ -216,13 +227,16 @@ impl Reactor {
         }
         let engine = self.engine.next_deadline();
         let tails = self.tails.iter().map(|tail| tail.deadline).min();
+        let leaving = self.leaving.iter().map(|leaving| leaving.until).min();
         let fronts = self.fronts.next_deadline();
-        let next = engine.into_iter().chain(tails).chain(fronts).min()?;
+        let parts = tails.into_iter().chain(leaving).chain(fronts);
+        let next = engine.into_iter().chain(parts).min()?;
         Some(next.since(clock()))
     }
 
     /// Works until there is nothing left to do without the outside.
     fn settle(&mut self) {
+        self.leave();
         loop {
             while let Some(event) = self.events.pop_front() {
                 self.recorder.event(self.now, &event);
@@ -313,12 +327,19 @@ impl Reactor {
         match order {
             Order::Command { command, reply } => {
                 let waiting = match command {
-                    Command::Primary { .. } | Command::Secondary => Waiting::Fronts(reply),
+                    Command::Primary { .. } => Waiting::Fronts(reply),
                     Command::Shutdown => Waiting::End(reply),
                     _ => Waiting::Reply(reply),
                 };
                 self.command(command, waiting);
             }
+            Order::Secondary { force: true, reply } => {
+                self.command(Command::Secondary, Waiting::Fronts(reply));
+            }
+            Order::Secondary { reply, .. } => self.leaving.push(Leaving {
+                reply,
+                until: self.now.after(CLIENT_GRACE),
+            }),
             Order::Attach {
                 volume,
                 disk,
@@ -359,6 +380,21 @@ impl Reactor {
         self.next_command += 1;
         self.commands.insert(id, waiting);
         self.events.push_back(Event::Command { id, command });
+    }
+
+    /// Gives up the role when no client has an export open. Nothing that a client sends is looked
+    /// at between this and the engine's order to stop serving, so none can slip in.
+    fn leave(&mut self) {
+        for leaving in std::mem::take(&mut self.leaving) {
+            if !self.fronts.in_use() {
+                self.command(Command::Secondary, Waiting::Fronts(leaving.reply));
+            } else if leaving.until > self.now {
+                self.leaving.push(leaving);
+            } else {
+                // The asker may have left.
+                let _ = leaving.reply.send(Ok(json!(self.fronts.users())));
+            }
+        }
     }
 
     fn attach(&mut self, volume: VolumeId, disk: OpenedDisk, reply: Reply) {
@@ -724,6 +760,7 @@ impl Reactor {
         let facts = |index: usize| VolumeFacts {
             latencies: self.counters.percentiles(index),
             serving: self.fronts.serving(index),
+            open: self.fronts.open(index),
             front_failure: self.fronts.failure(index).map(str::to_owned),
             front_note: self.fronts.note(index),
             disk_failure: self.disk_failures[index],

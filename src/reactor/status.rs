@@ -21,6 +21,8 @@ pub struct VolumeFacts {
     pub latencies: [Percentiles; 4],
     /// The front end takes requests.
     pub serving: bool,
+    /// A client has the export open; of a block device only the agent can find out.
+    pub open: bool,
     /// Why it does not, when it should.
     pub front_failure: Option<String>,
     /// What happened to its early users.
@@ -169,7 +171,8 @@ fn device(config: &ServeConfig, snapshot: &Snapshot, status: &DeviceStatus) -> V
         "bm-writes": status.bm_writes,
         "upper-pending": status.upper_pending,
         "lower-pending": status.lower_pending,
-        "open": facts.is_some_and(|facts| facts.serving),
+        "open": facts.is_some_and(|facts| facts.open),
+        "serving": facts.is_some_and(|facts| facts.serving),
         "data-path": "copy",
         "generations": {
             "current": format!("{:016X}", status.current),

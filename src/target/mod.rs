@@ -6,7 +6,10 @@
 pub mod nbd;
 pub mod ublk;
 
+use std::net::SocketAddr;
+
 use lockstep_transport::ring::{RingFull, Submitter};
+use serde::{Deserialize, Serialize};
 
 use crate::engine::{IoFailure, Op};
 
@@ -22,6 +25,18 @@ pub enum TargetEvent {
 
 /// Largest read or write that a target hands on; larger ones are split or not advertised.
 pub const MAX_DATA: u32 = 1 << 20;
+
+/// Who uses a front end, as far as the front end itself can know.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Client {
+    /// A process of this machine, by its number.
+    Process(u32),
+    /// Somebody on the network.
+    Address(SocketAddr),
+    /// The system does not say.
+    Unknown,
+}
 
 /// A front end of one volume.
 pub trait Target {
@@ -46,6 +61,17 @@ pub trait Target {
 
     /// Ends a request.
     fn complete(&mut self, ring: &mut dyn Submitter, tag: u32, result: Result<(), IoFailure>);
+
+    /// Whether somebody uses the volume through it. A block device's openers are known to the
+    /// kernel alone: it says no.
+    fn in_use(&self) -> bool {
+        false
+    }
+
+    /// Who does, for a message.
+    fn clients(&self) -> Vec<Client> {
+        Vec::new()
+    }
 
     /// Begins to end the target; `TargetEvent::Stopped` follows from a later completion or from
     /// this call.

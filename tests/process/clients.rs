@@ -106,7 +106,6 @@ fn roles_change_hands_in_order() {
     pair.beta
         .run(&["primary", "r0"])
         .failed(3, "alpha is primary");
-    // A client that is still connected does not keep an NBD device from going away.
     pair.alpha.run(&["secondary", "r0"]).ok();
     pair.beta.run(&["primary", "r0"]).ok();
     let mut nbd = pair.nbd("beta");

@@ -21,5 +21,6 @@ mod pair;
 mod pauses;
 mod progress;
 mod races;
+mod users;
 mod verify;
 mod volumes;

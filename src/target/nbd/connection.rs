@@ -13,13 +13,14 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use io_uring::{opcode, squeue, types};
-use rustix::net::{RecvFlags, SendFlags, Shutdown, shutdown};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, Shutdown, getpeername, shutdown, sockopt};
 
 use super::handshake::{Handshake, HandshakeError, Offer, Step};
 use super::outbox::Outbox;
 use super::session::{BadMagic, MAX_BACKLOG, Need, Session, Staging, World};
 use super::tags::Tags;
 use crate::engine::IoFailure;
+use crate::target::Client;
 
 /// How long a client that has said goodbye may take to read its last replies.
 const GOODBYE: Duration = Duration::from_secs(30);
@@ -105,6 +106,24 @@ impl Connection {
     /// Whether it counts as one of the served connections.
     pub fn is_admitted(&self) -> bool {
         self.turned_away.is_none()
+    }
+
+    /// Whether its client has the export open: chosen, and not yet given back.
+    pub fn is_in_use(&self) -> bool {
+        self.ending == Ending::Open && matches!(self.stage, Stage::Serving(_))
+    }
+
+    /// Who is at the other end.
+    pub fn client(&self) -> Client {
+        if sockopt::socket_domain(&self.socket) == Ok(AddressFamily::UNIX) {
+            return match sockopt::socket_peercred(&self.socket) {
+                Ok(peer) => Client::Process(peer.pid.as_raw_nonzero().get().unsigned_abs()),
+                Err(_) => Client::Unknown,
+            };
+        }
+        let peer = getpeername(&self.socket).ok().flatten();
+        let address = peer.and_then(|peer| peer.try_into().ok());
+        address.map_or(Client::Unknown, Client::Address)
     }
 
     pub fn deadline(&self) -> Option<Instant> {

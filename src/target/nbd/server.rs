@@ -22,7 +22,7 @@ use super::session::World;
 use super::submit::{Queue, Timer};
 use super::tags::{Owner, Tags};
 use crate::engine::{IoFailure, Op};
-use crate::target::{MAX_DATA, Target, TargetEvent};
+use crate::target::{Client, MAX_DATA, Target, TargetEvent};
 
 /// Connections that are served at once; nbdcopy takes 4 by default.
 pub const MAX_CONNECTIONS: usize = 16;
@@ -235,6 +235,12 @@ impl NbdServer {
     /// Connections that are open, those that are being turned away included.
     pub fn connections(&self) -> usize {
         self.connections.iter().flatten().count()
+    }
+
+    /// Connections whose client has the export open.
+    fn using(&self) -> impl Iterator<Item = &Connection> {
+        let open = self.connections.iter().flatten().map(Box::as_ref);
+        open.filter(|connection| connection.is_in_use())
     }
 
     fn push(&mut self, ring: &mut dyn Submitter, entry: squeue::Entry, token: Token) {
@@ -508,6 +514,14 @@ impl Target for NbdServer {
         if self.queue.is_stuck() {
             self.timer.arm(Instant::now() + RING_PAUSE);
         }
+    }
+
+    fn in_use(&self) -> bool {
+        self.using().next().is_some()
+    }
+
+    fn clients(&self) -> Vec<Client> {
+        self.using().map(Connection::client).collect()
     }
 
     fn stop(&mut self, ring: &mut dyn Submitter, events: &mut Vec<TargetEvent>) {

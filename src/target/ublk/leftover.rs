@@ -96,7 +96,7 @@ pub struct ErrorPath {
 /// Ends the device of `record`: its requests fail within `limit`, its mounts in this namespace
 /// are detached, and it is deleted without waiting for who still has it open.
 ///
-/// The server must be dead: one that lives and does not answer keeps the stop waiting.
+/// A server that lives must answer what it has taken, or the stop waits for it until `limit`.
 pub fn fail_device(
     control: &mut UblkControl,
     record: &DeviceRecord,
