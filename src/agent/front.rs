@@ -17,6 +17,7 @@ use super::plan::Plan;
 use super::plane;
 use super::protocol::{ErrorKind, ErrorReply, FrontEnd, ServeConfig, ServeRequest};
 use crate::engine::{NodeId, Term};
+use crate::target::processes;
 use crate::target::ublk::{
     DeviceRecord, DeviceState, ErrorPath, Leftover, LeftoverState, RecordDir, UblkControl,
     UblkError, apply_queue_settings, fail_device, find_leftovers, queue_settings_in_force,
@@ -429,8 +430,7 @@ fn owner(server: Option<u32>) -> String {
     let Some(pid) = server else {
         return "its server is gone and it is not ours".to_owned();
     };
-    let command = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    format!("process {pid} ({}) serves it", command.trim())
+    format!("{} serves it", processes::name(pid))
 }
 
 /// Reads a term as `status` shows it.

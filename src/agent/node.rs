@@ -16,6 +16,7 @@ use super::order::Order;
 use super::plan::Plan;
 use super::protocol::{AUTHENTICATE, ControlRequest, ErrorKind, ErrorReply, Target, VerifyOptions};
 use super::status::{Phase, Status};
+use super::users;
 
 /// Reads the configuration of this node; called at start and whenever it may have changed.
 pub type Loader = Box<dyn Fn() -> Result<Vec<Plan>, ErrorReply>>;
@@ -79,7 +80,10 @@ impl Node {
     pub async fn answer(&self, request: &ControlRequest) -> Result<Response, ErrorReply> {
         let done = |result: Result<Value, ErrorReply>| result.map(Response::Done);
         match request.verb.as_str() {
-            "status" => done(self.status(&request.target).await),
+            "status" => {
+                let openers = flag(&request.options, "openers");
+                done(self.status(&request.target, openers).await)
+            }
             "events" => self.events(flag(&request.options, "now")),
             "adjust" => {
                 let dry = flag(&request.options, "dry-run");
@@ -100,8 +104,9 @@ impl Node {
         }
     }
 
-    /// Status of one resource, or of all in the order of their names.
-    async fn status(&self, target: &str) -> Result<Value, ErrorReply> {
+    /// Status of one resource, or of all in the order of their names; on demand with whether
+    /// somebody has a block device open.
+    async fn status(&self, target: &str, openers: bool) -> Result<Value, ErrorReply> {
         let wanted = match target {
             "" => Target::All,
             text => Target::parse(text)?,
@@ -113,6 +118,9 @@ impl Node {
                 view.keep_volume(*volume);
             }
             views.push(view);
+        }
+        if openers {
+            users::find_openers(&mut views).await;
         }
         serde_json::to_value(views)
             .map_err(|error| ErrorReply::new(ErrorKind::Failed, error, "report this"))

@@ -1,9 +1,12 @@
-//! Who uses the front ends of a resource, in words.
+//! Who uses the front ends of a resource.
 
 use serde_json::Value;
 
+use super::channel::blocking;
 use super::protocol::{ErrorKind, ErrorReply, InUse, ServeConfig};
-use crate::target::Client;
+use super::view::ResourceView;
+use crate::target::ublk::devices_in_use;
+use crate::target::{Client, processes};
 
 /// Refuses, in the words for an operator, if `answer` says that clients have exports of the
 /// resource open.
@@ -30,6 +33,25 @@ pub fn refuse_if_used(config: &ServeConfig, answer: Value) -> Result<(), ErrorRe
     ))
 }
 
+/// Fills in which block devices somebody has open: a data plane cannot see it. It means a look at
+/// every process, so that it is done for those who look at a status, not for those who wait.
+pub async fn find_openers(views: &mut [ResourceView]) {
+    let devices = || views.iter().flat_map(|view| &view.devices);
+    let serving = devices().filter(|device| device.serving);
+    let ids: Vec<u32> = serving
+        .filter_map(|device| u32::try_from(device.minor).ok())
+        .collect();
+    if ids.is_empty() {
+        return;
+    }
+    let used = blocking(move || devices_in_use(&ids)).await;
+    let used = used.unwrap_or_default();
+    for device in views.iter_mut().flat_map(|view| &mut view.devices) {
+        let minor = u32::try_from(device.minor);
+        device.open |= minor.is_ok_and(|minor| used.contains(&minor));
+    }
+}
+
 fn export(config: &ServeConfig, used: &InUse) -> String {
     let volume = config.volumes.iter().find(|v| v.volume == used.volume);
     let path = volume.map_or(String::new(), |volume| volume.front.path());
@@ -42,14 +64,7 @@ fn export(config: &ServeConfig, used: &InUse) -> String {
 
 fn name(client: &Client) -> String {
     match client {
-        Client::Process(pid) => {
-            // Empty when it has ended, or lives where this process cannot look.
-            let command = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            match command.trim() {
-                "" => format!("process {pid}"),
-                command => format!("{command} ({pid})"),
-            }
-        }
+        Client::Process(pid) => processes::name(*pid),
         Client::Address(address) => address.to_string(),
         Client::Unknown => "a client that the system does not name".to_owned(),
     }

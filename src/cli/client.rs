@@ -86,9 +86,23 @@ pub fn ask(
     }
 }
 
-/// The status of `target`, or of every resource when it is empty.
+/// The status of `target`, or of every resource when it is empty; without a look at who has block
+/// devices open.
 pub fn status(global: &Global, target: &str) -> Result<Vec<ResourceView>, ErrorReply> {
-    let value = ask(global, "status", target, Map::new())?;
+    views(global, target, Map::new())
+}
+
+/// The same with all that can be found out, for those who look at it.
+pub fn full_status(global: &Global, target: &str) -> Result<Vec<ResourceView>, ErrorReply> {
+    views(global, target, flags(&[("openers", true)]))
+}
+
+fn views(
+    global: &Global,
+    target: &str,
+    options: Map<String, Value>,
+) -> Result<Vec<ResourceView>, ErrorReply> {
+    let value = ask(global, "status", target, options)?;
     serde_json::from_value(value).map_err(|error| not_understood(&error))
 }
 

@@ -6,7 +6,7 @@ use crate::agent::events::Event;
 use crate::agent::protocol::{ErrorKind, ErrorReply};
 use crate::agent::view::ResourceView;
 
-use super::client::{Conversation, Progress, flags, status};
+use super::client::{Conversation, Progress, flags, full_status, status};
 use super::render::{Style, render};
 use super::watch::watch;
 use super::{Global, Outcome, text};
@@ -76,7 +76,7 @@ pub fn run(global: &Global, verb: Verb) -> Outcome {
 }
 
 fn show(global: &Global, target: &str, verbose: bool) -> Outcome {
-    let views = status(global, target)?;
+    let views = full_status(global, target)?;
     if global.json {
         let value = serde_json::to_value(&views)
             .map_err(|error| ErrorReply::new(ErrorKind::Failed, error, "report this"))?;

@@ -11,7 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::agent::protocol::{ErrorKind, ErrorReply};
 use crate::agent::view::{ResourceView, VerifyView};
 
-use super::client::status;
+use super::client::full_status;
 use super::render::{Style, render};
 use super::{Global, Outcome, progress, text};
 
@@ -26,7 +26,7 @@ pub fn watch(global: &Global, target: &str, verbose: bool) -> Outcome {
     let mut log = Log::default();
     let live = stdout().is_terminal();
     loop {
-        let views = status(global, target)?;
+        let views = full_status(global, target)?;
         let is_read = if global.json {
             let value = serde_json::to_value(&views)
                 .map_err(|error| ErrorReply::new(ErrorKind::Failed, error, "report this"))?;

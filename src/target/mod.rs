@@ -4,6 +4,7 @@
 //! a tag's buffer belongs to the engine from `TargetEvent::Request` until [`Target::complete`].
 
 pub mod nbd;
+pub mod processes;
 pub mod ublk;
 
 use std::net::SocketAddr;

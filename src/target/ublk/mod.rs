@@ -44,7 +44,7 @@ pub use device_record::{DeviceRecord, RecordDir, RecordError};
 pub use leftover::{ErrorPath, Leftover, LeftoverState, fail_device, find_leftovers};
 pub use queue::UblkQueue;
 pub use sysfs::{SysfsError, apply_queue_settings, queue_settings_in_force};
-pub use users::{DeviceUser, device_users};
+pub use users::{DeviceUser, device_users, devices_in_use};
 
 /// Requests that a device takes at once unless told otherwise.
 pub const DEFAULT_DEPTH: u16 = 128;

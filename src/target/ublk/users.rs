@@ -7,6 +7,8 @@ use std::fs;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
+use crate::target::processes::{self, names_in, processes};
+
 /// Enough for a message; a machine with more users than this has been understood.
 const MAX_USERS: usize = 32;
 
@@ -110,6 +112,28 @@ impl BlockNames {
 
     /// Everybody who can be found.
     pub(super) fn users(&self) -> Vec<DeviceUser> {
+        let mut users = self.kernel_users();
+        for process in processes() {
+            if process.opened().any(|path| self.is_node(&path)) {
+                users.push(DeviceUser::Process {
+                    pid: process.pid,
+                    command: processes::command(process.pid),
+                });
+            }
+            let pid = process.pid;
+            let mounts = process.other_mounts().map(|table| self.mounts_in(&table));
+            let others = mounts.into_iter().flatten();
+            users.extend(others.map(|path| DeviceUser::OtherNamespace { pid, path }));
+            if users.len() >= MAX_USERS {
+                break;
+            }
+        }
+        users.truncate(MAX_USERS);
+        users
+    }
+
+    /// Users that are no process: mounts in this namespace, swap, devices on top.
+    fn kernel_users(&self) -> Vec<DeviceUser> {
         let mounts = self.mounts();
         let mut users: Vec<DeviceUser> = mounts
             .into_iter()
@@ -127,50 +151,38 @@ impl BlockNames {
         for folder in [disk.clone()].into_iter().chain(partitions(&disk, self.id)) {
             users.extend(names_in(&folder.join("holders")).map(|name| DeviceUser::Holder { name }));
         }
-        self.add_processes(&mut users);
-        users.truncate(MAX_USERS);
         users
-    }
-
-    fn add_processes(&self, users: &mut Vec<DeviceUser>) {
-        let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
-        let mut seen = BTreeSet::from([namespace("self")]);
-        for pid in names_in(Path::new("/proc")).filter_map(|name| name.parse::<u32>().ok()) {
-            if pid == std::process::id() {
-                continue;
-            }
-            let folder = PathBuf::from(format!("/proc/{pid}"));
-            if self.has_open(&folder.join("fd")) {
-                let command = fs::read_to_string(folder.join("comm")).unwrap_or_default();
-                let command = command.trim().to_owned();
-                users.push(DeviceUser::Process { pid, command });
-            }
-            if seen.insert(namespace(&pid.to_string())) {
-                let mounts = self.mounts_in(&folder.join("mountinfo"));
-                users.extend(
-                    mounts
-                        .into_iter()
-                        .map(|path| DeviceUser::OtherNamespace { pid, path }),
-                );
-            }
-            if users.len() >= MAX_USERS {
-                return;
-            }
-        }
-    }
-
-    /// By the text of the links alone: looking through one could wait for a hanging file system.
-    fn has_open(&self, descriptors: &Path) -> bool {
-        names_in(descriptors).any(|name| {
-            fs::read_link(descriptors.join(name))
-                .is_ok_and(|target| self.is_node(&target.to_string_lossy()))
-        })
     }
 }
 
 /// Everybody who has `/dev/ublkbN` or a partition of it open, as far as it can be seen from here.
 pub fn device_users(id: u32) -> Vec<DeviceUser> {
     BlockNames::of(id).users()
+}
+
+/// Those of the devices that somebody has open, as far as it can be seen from here. All processes
+/// are looked at once, and not at all when the kernel alone tells.
+pub fn devices_in_use(ids: &[u32]) -> BTreeSet<u32> {
+    let mut used = BTreeSet::new();
+    let names = ids.iter().map(|id| BlockNames::of(*id));
+    let (taken, mut free): (Vec<_>, Vec<_>) = names.partition(|n| !n.kernel_users().is_empty());
+    used.extend(taken.iter().map(|names| names.id));
+    let mut processes = processes();
+    while !free.is_empty()
+        && let Some(process) = processes.next()
+    {
+        let mut found = BTreeSet::new();
+        for path in process.opened().filter(|path| path.starts_with('/')) {
+            found.extend(free.iter().filter(|n| n.is_node(&path)).map(|n| n.id));
+        }
+        if let Some(table) = process.other_mounts() {
+            let mounted = free.iter().filter(|n| !n.mounts_in(&table).is_empty());
+            found.extend(mounted.map(|names| names.id));
+        }
+        free.retain(|names| !found.contains(&names.id));
+        used.extend(found);
+    }
+    used
 }
 
 fn disk_folder(id: u32) -> PathBuf {
@@ -192,14 +204,6 @@ fn is_disk_or_partition(name: &str, id: u32) -> bool {
         Some(number) => !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()),
         None => rest.is_empty(),
     }
-}
-
-/// The names in a folder; none where it cannot be read.
-fn names_in(folder: &Path) -> impl Iterator<Item = String> {
-    fs::read_dir(folder)
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
 }
 
 /// Undoes the `\040` escapes of mountinfo.
@@ -286,5 +290,7 @@ mod tests {
     #[test]
     fn a_device_that_does_not_exist_has_no_users() {
         assert!(device_users(4_000_000).is_empty());
+        assert!(devices_in_use(&[4_000_000, 4_000_001]).is_empty());
+        assert!(devices_in_use(&[]).is_empty());
     }
 }
