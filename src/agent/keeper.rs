@@ -22,10 +22,12 @@ use super::dirs::{Dirs, remove_if_there};
 use super::disks;
 use super::follow;
 use super::front::{Fronts, term_of};
+use super::listen;
 use super::order::Order;
 use super::plan::Plan;
 use super::plane::{self, Plane};
 use super::protocol::{ErrorKind, ErrorReply, ServeRequest};
+use super::retry::{Backoff, Regain, Relisten};
 use super::status::{Phase, Status};
 use super::users;
 use super::view::ResourceView;
@@ -38,15 +40,10 @@ const LEAVE: Duration = Duration::from_secs(10);
 const DRAIN: Duration = Duration::from_secs(30);
 /// The same for an operator who waits for the answer.
 const DRAIN_ORDERED: Duration = Duration::from_secs(5);
-/// Between attempts to get the role back; the peer needs a moment to see the old link die.
-const REGAIN_EVERY: Duration = Duration::from_millis(200);
-/// How long it is tried: requests queued in a block device must not wait for ever.
-const REGAIN_LIMIT: Duration = Duration::from_secs(30);
-/// First and longest pause before a data plane that keeps dying is started again, and how long
-/// it must live for the pause to shrink back.
-const RESTART_FIRST: Duration = Duration::from_millis(200);
-const RESTART_LONGEST: Duration = Duration::from_secs(30);
-const STABLE_AFTER: Duration = Duration::from_secs(20);
+/// How long the socket of an NBD export may be taken: when a data plane starts, whose predecessor
+/// may just have died, and for an operator who waits for the role.
+const LISTEN_START: Duration = Duration::from_secs(1);
+const LISTEN_ORDERED: Duration = Duration::from_secs(2);
 
 /// Where the answer of an order goes.
 pub type Answer = oneshot::Sender<Result<Value, ErrorReply>>;
@@ -82,40 +79,6 @@ pub struct Site {
     pub program: PathBuf,
 }
 
-/// When a data plane that died is started again.
-#[derive(Debug)]
-struct Backoff {
-    pause: Duration,
-    at: Option<Instant>,
-    started: Instant,
-}
-
-impl Backoff {
-    fn new() -> Backoff {
-        Backoff {
-            pause: Duration::ZERO,
-            at: None,
-            started: Instant::now(),
-        }
-    }
-
-    fn started(&mut self) {
-        self.started = Instant::now();
-        self.at = None;
-    }
-
-    /// Sets the next attempt; the first one after a stable life comes at once.
-    fn schedule(&mut self) -> Duration {
-        if self.started.elapsed() >= STABLE_AFTER {
-            self.pause = Duration::ZERO;
-        }
-        let pause = self.pause;
-        self.at = Some(Instant::now() + pause);
-        self.pause = (pause * 2).clamp(RESTART_FIRST, RESTART_LONGEST);
-        pause
-    }
-}
-
 /// A data plane with the tasks that watch it.
 struct Running {
     plane: Plane,
@@ -146,27 +109,7 @@ pub struct Keeper {
     /// The term under which this node was last primary.
     reign: Option<Term>,
     regain: Option<Regain>,
-}
-
-/// The way back to the role that a dead data plane had.
-#[derive(Clone, Debug)]
-struct Regain {
-    /// This agent has watched the data plane die; otherwise an agent before it has ended.
-    watched: bool,
-    /// Next attempt, and the end of all attempts.
-    at: Instant,
-    until: Instant,
-}
-
-impl Regain {
-    fn begin(watched: bool) -> Regain {
-        let now = Instant::now();
-        Regain {
-            watched,
-            at: now,
-            until: now + REGAIN_LIMIT,
-        }
-    }
+    relisten: Relisten,
 }
 
 impl Keeper {
@@ -190,10 +133,11 @@ impl Keeper {
             incarnation: 0,
             table: None,
             wish: Wish::default(),
-            backoff: Backoff::new(),
+            backoff: Backoff::default(),
             fronts: None,
             reign: None,
             regain: None,
+            relisten: Relisten::default(),
         };
         tokio_uring::spawn(keeper.run(up));
         myself
@@ -204,7 +148,8 @@ impl Keeper {
         self.status.set_settling(false);
         loop {
             let regain = self.regain.as_ref().map(|regain| regain.at);
-            let due = [self.backoff.at, regain].into_iter().flatten().min();
+            let times = [self.backoff.at, regain, self.relisten.at];
+            let due = times.into_iter().flatten().min();
             let input = match due {
                 None => self.inputs.recv().await,
                 Some(at) => match timeout_at(at, self.inputs.recv()).await {
@@ -266,6 +211,8 @@ impl Keeper {
             let view = self.status.view().await;
             self.wish = wish_of(&view);
             self.reign = term_of(&view.term);
+            // As at a start.
+            let _ = self.listen(LISTEN_START).await;
         } else {
             self.begin_anew(up).await;
         }
@@ -463,6 +410,8 @@ impl Keeper {
             }
             self.status.set_phase(Phase::Running);
         }
+        // What is missing is in the status, and tried again: replication needs no front end.
+        let _ = self.listen(LISTEN_START).await;
         let view = self.status.found().await;
         let mut first = Ok(());
         for volume in self.wish.attached.clone() {
@@ -551,6 +500,35 @@ impl Keeper {
         self.running = Some(Running { plane, events });
     }
 
+    /// Makes the sockets of NBD exports that have none; the first that cannot be made is the
+    /// answer.
+    async fn listen(&mut self, patience: Duration) -> Result<(), ErrorReply> {
+        let view = self.status.found().await;
+        let mut result = Ok(());
+        for device in &view.devices {
+            if device.listening == Some(false) {
+                let listening = self.listen_for(device.volume, patience).await;
+                let reason = listening.as_ref().err().map(|error| error.reason.clone());
+                self.status.set_front_trouble(device.volume, reason);
+                result = result.and(listening);
+            }
+        }
+        self.relisten.schedule(result.is_err());
+        result
+    }
+
+    async fn listen_for(&self, volume: u16, patience: Duration) -> Result<(), ErrorReply> {
+        let mut volumes = self.plan.serve.volumes.iter();
+        let Some(entry) = volumes.find(|entry| entry.volume == volume) else {
+            return Ok(());
+        };
+        // The agent's copy is closed here: the data plane's alone keeps the place.
+        let socket = listen::listen(&entry.front, patience).await?;
+        let request = ServeRequest::Listen { volume };
+        self.running()?.hand(&request, &[socket.as_fd()]).await?;
+        Ok(())
+    }
+
     async fn attach(&mut self, volume: u16, drain: Duration) -> Result<(), ErrorReply> {
         let Some(disk) = self.plan.disk(volume).cloned() else {
             return Ok(());
@@ -597,6 +575,8 @@ impl Keeper {
 
     /// Becomes primary. The devices are recorded before the data plane may add them.
     async fn promote(&mut self, force: bool, recovered: bool) -> Result<(), ErrorReply> {
+        self.running()?;
+        self.listen(LISTEN_ORDERED).await?;
         let plane = self.running()?;
         let term = term_of(&self.status.view().await.term).unwrap_or(Term::ZERO);
         if let Some(fronts) = &self.fronts {
@@ -771,6 +751,10 @@ impl Keeper {
                 self.regain = Some(Regain::begin(true));
             }
         }
+        if self.relisten.at.is_some_and(|at| at <= now) {
+            // What is still missing is in the status.
+            let _ = self.listen(Duration::ZERO).await;
+        }
         if self.regain.as_ref().is_some_and(|regain| regain.at <= now) {
             self.try_regain().await;
         }
@@ -797,10 +781,9 @@ impl Keeper {
         }
         match self.promote(false, regain.watched).await {
             Ok(()) => info!(resource = self.name(), "primary again"),
-            Err(error) if Instant::now() < regain.until => {
+            Err(error) if regain.again() => {
                 self.status
                     .set_trouble(Some(format!("not primary again yet: {}", error.reason)));
-                regain.at = Instant::now() + REGAIN_EVERY;
                 self.regain = Some(regain);
             }
             Err(error) => self.abandon(&error.reason).await,
@@ -853,22 +836,6 @@ fn stands_alone(view: &ResourceView) -> bool {
 mod tests {
     use super::*;
     use crate::agent::view::{ConnectionView, DeviceView};
-
-    #[test]
-    fn the_pause_grows_to_its_bound_while_a_data_plane_keeps_dying() {
-        let mut backoff = Backoff::new();
-        let pauses: Vec<Duration> = (0..12).map(|_| backoff.schedule()).collect();
-        assert_eq!(pauses[0], Duration::ZERO, "the first restart comes at once");
-        assert_eq!(pauses[1], RESTART_FIRST);
-        assert!(pauses.windows(2).all(|pair| pair[0] <= pair[1]));
-        assert_eq!(pauses[11], RESTART_LONGEST);
-        backoff.started = Instant::now() - STABLE_AFTER;
-        assert_eq!(
-            backoff.schedule(),
-            Duration::ZERO,
-            "it has lived long enough"
-        );
-    }
 
     #[test]
     fn the_wish_of_a_data_plane_found_alive_is_what_it_does() {

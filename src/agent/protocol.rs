@@ -414,6 +414,11 @@ pub enum ServeRequest {
     Detach {
         volume: u16,
     },
+    /// Descriptor beside the line: the listening socket of the volume's NBD export. Without one
+    /// the data plane serves nobody there, and replicates all the same.
+    Listen {
+        volume: u16,
+    },
     Connect {
         discard_my_data: bool,
     },

@@ -51,6 +51,7 @@ pub struct Status {
     phase: RefCell<Phase>,
     trouble: RefCell<Option<String>>,
     disk_troubles: RefCell<BTreeMap<u16, String>>,
+    front_troubles: RefCell<BTreeMap<u16, String>>,
     /// The role in the last answer of the data plane: it outlives the process.
     last_role: RefCell<String>,
     /// What the data plane's stream has told so far; none while there is no stream.
@@ -73,6 +74,7 @@ impl Status {
             phase: RefCell::default(),
             trouble: RefCell::default(),
             disk_troubles: RefCell::default(),
+            front_troubles: RefCell::default(),
             last_role: RefCell::default(),
             told: RefCell::default(),
             published: RefCell::default(),
@@ -117,16 +119,24 @@ impl Status {
 
     /// Why the disk of `volume` is not attached.
     pub fn set_disk_trouble(&self, volume: u16, reason: Option<String>) {
-        let mut troubles = self.disk_troubles.borrow_mut();
-        match reason {
-            Some(reason) => troubles.insert(volume, reason),
-            None => troubles.remove(&volume),
-        };
+        set(&self.disk_troubles, volume, reason);
+    }
+
+    /// Why clients cannot reach `volume`. Logged when it is news.
+    pub fn set_front_trouble(&self, volume: u16, reason: Option<String>) {
+        if let Some(reason) = &reason
+            && self.front_troubles.borrow().get(&volume) != Some(reason)
+        {
+            let resource = self.plan.borrow().name().to_owned();
+            tracing::warn!(resource, volume, reason, "front end; tried again");
+        }
+        set(&self.front_troubles, volume, reason);
     }
 
     pub fn clear_troubles(&self) {
         self.set_trouble(None);
         self.disk_troubles.borrow_mut().clear();
+        self.front_troubles.borrow_mut().clear();
     }
 
     /// The role in the last answer of a data plane.
@@ -247,8 +257,9 @@ impl Status {
         }
         for device in &mut view.devices {
             if device.reason.is_none() {
-                let troubles = self.disk_troubles.borrow();
-                device.reason = troubles.get(&device.volume).cloned();
+                let (disk, front) = (self.disk_troubles.borrow(), self.front_troubles.borrow());
+                let of = &device.volume;
+                device.reason = disk.get(of).or_else(|| front.get(of)).cloned();
             }
         }
     }
@@ -315,6 +326,14 @@ impl Status {
             ..ResourceView::default()
         }
     }
+}
+
+fn set(troubles: &RefCell<BTreeMap<u16, String>>, volume: u16, reason: Option<String>) {
+    let mut troubles = troubles.borrow_mut();
+    match reason {
+        Some(reason) => troubles.insert(volume, reason),
+        None => troubles.remove(&volume),
+    };
 }
 
 fn minor(front: &FrontEnd) -> i64 {

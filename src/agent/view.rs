@@ -49,6 +49,9 @@ pub struct DeviceView {
     pub open: bool,
     /// The front end takes requests.
     pub serving: bool,
+    /// An NBD export has its listening socket.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listening: Option<bool>,
     pub data_path: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,

@@ -195,6 +195,7 @@ impl Shared {
                 let volume = VolumeId(volume);
                 self.command(Command::Detach { volume }).await
             }
+            ServeRequest::Listen { volume } => self.listen(VolumeId(volume), descriptors).await,
             ServeRequest::Connect { discard_my_data } => {
                 self.command(Command::Connect { discard_my_data }).await
             }
@@ -358,6 +359,25 @@ impl Shared {
         self.ask(|reply| Order::Attach {
             volume,
             disk,
+            reply,
+        })
+        .await
+    }
+
+    async fn listen(&self, volume: VolumeId, mut descriptors: Vec<OwnedFd>) -> Answer {
+        let listener = descriptors.pop().filter(|listener| {
+            descriptors.is_empty() && rustix::net::sockopt::socket_acceptconn(listener) == Ok(true)
+        });
+        let Some(listener) = listener else {
+            return Err(ErrorReply::new(
+                ErrorKind::Usage,
+                "exactly one listening socket is needed",
+                "agent and data plane must be of the same version",
+            ));
+        };
+        self.ask(|reply| Order::Listen {
+            volume,
+            listener,
             reply,
         })
         .await

@@ -78,7 +78,7 @@ struct Running {
 struct Front {
     index: usize,
     config: ServeVolume,
-    /// Of an NBD export; every server gets a duplicate.
+    /// Of an NBD export, once the agent has made it; every server gets a duplicate.
     listener: Option<OwnedFd>,
     shape: Shape,
     target: Option<Box<dyn Target>>,
@@ -125,12 +125,12 @@ fn parts(request: RequestId) -> (usize, u32) {
 }
 
 impl Fronts {
-    /// Front ends for the configured volumes; `listeners` holds the socket of each NBD export.
-    pub fn new(config: &ServeConfig, listeners: Vec<Option<OwnedFd>>) -> Fronts {
-        let fronts = config.volumes.iter().zip(listeners).enumerate();
+    /// Front ends for the configured volumes. NBD exports begin when they are given their sockets.
+    pub fn new(config: &ServeConfig) -> Fronts {
+        let fronts = config.volumes.iter().enumerate();
         Fronts {
             fronts: fronts
-                .map(|(index, (volume, listener))| Front::new(index, volume.clone(), listener))
+                .map(|(index, volume)| Front::new(index, volume.clone()))
                 .collect(),
             want: false,
             refusal: format!(
@@ -157,6 +157,23 @@ impl Fronts {
         if self.want {
             self.serve(true);
         }
+    }
+
+    /// Gives the export with this index its listening socket, which it keeps.
+    pub fn listen(&mut self, index: usize, listener: OwnedFd) {
+        if let Some(front) = self.fronts.get_mut(index)
+            && front.listener.is_none()
+        {
+            front.listener = Some(listener);
+            front.gone = false;
+            front.failure = None;
+        }
+    }
+
+    /// The export with this index has its listening socket.
+    pub fn listening(&self, index: usize) -> bool {
+        let front = self.fronts.get(index);
+        front.is_some_and(|front| front.listener.is_some())
     }
 
     /// What a volume looks like from its next opening on.
@@ -371,11 +388,11 @@ impl Fronts {
 }
 
 impl Front {
-    fn new(index: usize, config: ServeVolume, listener: Option<OwnedFd>) -> Front {
+    fn new(index: usize, config: ServeVolume) -> Front {
         Front {
             index,
             config,
-            listener,
+            listener: None,
             shape: Shape {
                 bytes: 0,
                 logical_block: 512,
@@ -416,6 +433,7 @@ impl Front {
             },
             (true, false) => Mode::Serving { size },
             (false, true) => Mode::Nothing,
+            (false, false) if self.listener.is_none() => Mode::Nothing,
             (false, false) => Mode::Refusing,
         }
     }
@@ -474,10 +492,8 @@ impl Front {
     }
 
     fn nbd(&self, goal: Mode, refusal: &str) -> Result<NbdServer, NbdSetupError> {
-        let listener = match &self.listener {
-            Some(listener) => listener.try_clone().map_err(NbdSetupError::System)?,
-            None => return Err(NbdSetupError::System(std::io::ErrorKind::NotFound.into())),
-        };
+        let listener = self.listener.as_ref().ok_or(NbdSetupError::NoSocket)?;
+        let listener = listener.try_clone().map_err(NbdSetupError::System)?;
         let Mode::Serving { size } = goal else {
             return NbdServer::refusing(listener, refusal);
         };
@@ -671,7 +687,7 @@ mod tests {
     /// A block device that has just appeared, with one request of each sort that arrived.
     fn young(ring: &mut Ring) -> (Fronts, Vec<Event>, Fake) {
         let config = crate::reactor::status::tests::config();
-        let mut fronts = Fronts::new(&config, vec![None]);
+        let mut fronts = Fronts::new(&config);
         let fake = Fake::default();
         let shown = Fake {
             completed: std::rc::Rc::clone(&fake.completed),

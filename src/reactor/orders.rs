@@ -52,6 +52,12 @@ pub enum Order {
         /// Answered when the link counts as up.
         taken: oneshot::Sender<()>,
     },
+    /// The listening socket of a volume's NBD export.
+    Listen {
+        volume: VolumeId,
+        listener: OwnedFd,
+        reply: Reply,
+    },
     Status {
         reply: oneshot::Sender<Snapshot>,
     },

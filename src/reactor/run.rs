@@ -49,8 +49,6 @@ const RING_FULL_PAUSE: Duration = Duration::from_millis(1);
 pub struct Setup {
     pub config: ServeConfig,
     pub engine: Config,
-    /// The listening socket of each volume that is an NBD export.
-    pub listeners: Vec<Option<OwnedFd>>,
     /// Memory of the agent for the ranges in flight.
     pub table: Option<OwnedFd>,
     pub waker: Waker,
@@ -145,7 +143,6 @@ impl Reactor {
         let Setup {
             config,
             engine,
-            listeners,
             table,
             waker,
             orders,
@@ -170,7 +167,7 @@ impl Reactor {
             disks: Disks::new(count)?,
             metas: Metas::new(count),
             links: Links::new(send_buffer).map_err(io::Error::other)?,
-            fronts: Fronts::new(&config, listeners),
+            fronts: Fronts::new(&config),
             resync: ResyncPool::new(engine.resync_buffers, engine.resync_chunk)?,
             table,
             leftover,
@@ -352,6 +349,17 @@ impl Reactor {
                 features,
                 taken,
             } => self.link_up((socket, peer), low_water, features, taken),
+            Order::Listen {
+                volume,
+                listener,
+                reply,
+            } => {
+                if let Some(index) = self.index(volume) {
+                    self.fronts.listen(index, listener);
+                }
+                // The asker may have left.
+                let _ = reply.send(Ok(Value::Null));
+            }
             Order::Status { reply } => {
                 // The asker may have left.
                 let _ = reply.send(self.snapshot());
@@ -761,6 +769,7 @@ impl Reactor {
             latencies: self.counters.percentiles(index),
             serving: self.fronts.serving(index),
             open: self.fronts.open(index),
+            listening: self.fronts.listening(index),
             front_failure: self.fronts.failure(index).map(str::to_owned),
             front_note: self.fronts.note(index),
             disk_failure: self.disk_failures[index],

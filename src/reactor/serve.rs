@@ -2,10 +2,10 @@
 //!
 //! 1. The agent's listener and the memory for ranges in flight are inherited.
 //! 2. The configuration is awaited, on a plain runtime: nothing of io_uring exists yet.
-//! 3. Sockets of NBD exports are bound, because their paths are in the host's file system.
-//! 4. The process leaves that file system for a root that holds only `/dev`: a data plane that
-//!    kept a mount of its own device alive could never be stopped.
-//! 5. The ring thread starts, allocates everything and runs; this thread becomes the control
+//! 3. The process leaves the host's file system for a root that holds only `/dev`: a data plane
+//!    that kept a mount of its own device alive could never be stopped. What lies elsewhere, disks
+//!    that are files and sockets of NBD exports, the agent opens and passes.
+//! 4. The ring thread starts, allocates everything and runs; this thread becomes the control
 //!    thread, on tokio-uring.
 //!
 //! Nothing here forks, and descriptors are all close-on-exec. SIGKILL at any time is a normal
@@ -15,10 +15,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
 use std::sync::mpsc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::buffers::protect_from_reclaim;
 use super::control::Control;
@@ -27,18 +26,13 @@ use super::orders::{Reports, orders};
 use super::ring::waker;
 use super::root::enter_private_root;
 use super::run::{Reactor, Setup};
-use crate::agent::protocol::{ErrorKind, ErrorReply, FrontEnd, Reply, ServeConfig, ServeRequest};
+use crate::agent::protocol::{ErrorKind, ErrorReply, Reply, ServeConfig, ServeRequest};
 use crate::engine::{Config, NodeId, Protocol, Timeouts, VolumeId, VoteMode};
 use crate::store::Layout;
 use crate::target::MAX_DATA;
-use crate::target::nbd::{ListenError, listen_tcp, listen_unix};
 
 /// How long a connection may take to bring the configuration.
 const CONFIGURE_LIMIT: Duration = Duration::from_secs(10);
-
-/// How long a predecessor's socket may keep an export's place, and the pause between two looks.
-const LISTEN_LIMIT: Duration = Duration::from_secs(5);
-const LISTEN_PAUSE: Duration = Duration::from_millis(20);
 
 /// Buffers for blocks of a sync and for what the peer reads: what is on its way fills a fast link.
 const RESYNC_BUFFERS: u32 = 16;
@@ -69,8 +63,6 @@ pub enum ServeError {
     Volumes(usize),
     #[error("node ids {0} and {1} must differ and be below 16")]
     Nodes(u8, u8),
-    #[error(transparent)]
-    Listen(#[from] ListenError),
     #[error("io_uring cannot be used: {0}; check kernel.io_uring_disabled and the memory limits")]
     Ring(io::Error),
     #[error("{0}")]
@@ -98,12 +90,11 @@ pub struct Addresses {
     pub peer: SocketAddr,
 }
 
-/// A configuration that has been checked, and what was opened for it.
+/// A configuration that has been checked.
 struct Ready {
     config: ServeConfig,
     engine: Config,
     addresses: Addresses,
-    listeners: Vec<Option<OwnedFd>>,
 }
 
 /// Runs the data plane of `resource`; returns only when it could not start or must end. The
@@ -143,7 +134,7 @@ fn boot_id() -> io::Result<u64> {
     Ok(u64::from_le_bytes([a, b, c, d, e, f, g, h]))
 }
 
-/// Waits for the agent's configuration and opens what it names.
+/// Waits for a configuration of the agent that can be used.
 fn configured(
     resource: &str,
     listener: UnixListener,
@@ -161,7 +152,7 @@ fn configured(
             };
             let error = match came {
                 Ok(Some((ServeRequest::Configure(config), _))) if config.resource == resource => {
-                    match prepare(*config, boot_id).await {
+                    match prepare(*config, boot_id) {
                         Ok(ready) => return Ok((ready, lines.into_socket()?)),
                         Err(error) => ErrorReply::from(error),
                     }
@@ -180,7 +171,7 @@ fn configured(
     })
 }
 
-async fn prepare(config: ServeConfig, boot_id: u64) -> Result<Ready, ServeError> {
+fn prepare(config: ServeConfig, boot_id: u64) -> Result<Ready, ServeError> {
     let engine = engine_config(&config, boot_id)?;
     let address = |text: &str| {
         text.parse()
@@ -190,41 +181,11 @@ async fn prepare(config: ServeConfig, boot_id: u64) -> Result<Ready, ServeError>
         own: address(&config.address)?,
         peer: address(&config.peer_address)?,
     };
-    let mut listeners = Vec::with_capacity(config.volumes.len());
-    for volume in &config.volumes {
-        listeners.push(match &volume.front {
-            FrontEnd::Ublk { .. } => None,
-            FrontEnd::NbdUnix { path, .. } => {
-                Some(when_free(|| listen_unix(Path::new(path))).await?)
-            }
-            FrontEnd::NbdTcp { address: place, .. } => {
-                let place = address(place)?;
-                Some(when_free(|| listen_tcp(place)).await?)
-            }
-        });
-    }
     Ok(Ready {
         engine,
         addresses,
-        listeners,
         config,
     })
-}
-
-/// Listens as soon as the place is free: the kernel takes apart the ring of a predecessor, and with
-/// it the accept that holds its socket, only after that process has ended.
-async fn when_free(
-    mut listen: impl FnMut() -> Result<OwnedFd, ListenError>,
-) -> Result<OwnedFd, ServeError> {
-    let deadline = Instant::now() + LISTEN_LIMIT;
-    loop {
-        match listen() {
-            Err(ListenError::InUse(_)) if Instant::now() < deadline => {
-                tokio::time::sleep(LISTEN_PAUSE).await;
-            }
-            done => return Ok(done?),
-        }
-    }
 }
 
 /// The engine's liveness limits.
@@ -309,7 +270,6 @@ fn run(
     let setup = Setup {
         config: ready.config,
         engine: ready.engine,
-        listeners: ready.listeners,
         table,
         waker,
         orders,

@@ -21,10 +21,12 @@ pub struct VolumeFacts {
     pub latencies: [Percentiles; 4],
     /// The front end takes requests.
     pub serving: bool,
-    /// A client has the export open; of a block device only the agent can find out.
-    pub open: bool,
     /// Why it does not, when it should.
     pub front_failure: Option<String>,
+    /// A client has the export open; of a block device only the agent can find out.
+    pub open: bool,
+    /// An NBD export has its socket.
+    pub listening: bool,
     /// What happened to its early users.
     pub front_note: Option<String>,
     /// Errno that the disk failed with before it was detached.
@@ -181,6 +183,9 @@ fn device(config: &ServeConfig, snapshot: &Snapshot, status: &DeviceStatus) -> V
         },
     }));
     if let Some(facts) = facts {
+        if minor < 0 {
+            map.insert("listening".to_owned(), json!(facts.listening));
+        }
         let latencies = Measure::ALL.iter().zip(facts.latencies);
         let latencies: Map<String, Value> = latencies
             .map(|((_, name), latency)| ((*name).to_owned(), percentiles(latency)))

@@ -168,10 +168,16 @@ fn nodes_that_leave_at_the_same_time_are_equal_when_they_are_back() {
 }
 
 #[test]
-fn sigterm_under_load_ends_everything() {
+fn sigterm_under_load_keeps_what_is_in_use() {
     let mut pair = Pair::in_sync(Plan::default());
     let load = Load::start(&pair.socket("alpha"), 32 * MIB, 8);
     load.progress(100);
+    let ended = pair.alpha.end_agent("TERM");
+    assert_eq!(ended.code(), Some(3), "{}", pair.alpha.log());
+    load.progress(100);
+    // The use is ended by force, and under load.
+    pair.alpha.start_agent();
+    pair.alpha.run(&["secondary", "--force", "r0"]).ok();
     let ended = pair.alpha.end_agent("TERM");
     let history = load.finish();
     assert_eq!(ended.code(), Some(0), "{}", pair.alpha.log());

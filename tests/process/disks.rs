@@ -269,6 +269,7 @@ fn a_disk_that_shrinks_is_detached_and_not_taken_back_without_metadata() {
     let mut nbd = pair.nbd("alpha");
     let found = nbd.read(16 * MIB, 65536).expect("a read goes on");
     assert!(found == noise(65536, 16 * MIB + 1), "wrong data");
+    drop(nbd);
     wait_status(&pair.alpha, "detached with a reason", SOON, is_detached);
     use_device(&pair, 32 * MIB);
     pair.alpha.run(&["secondary", "r0"]).ok();

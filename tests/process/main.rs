@@ -19,6 +19,7 @@ mod node;
 mod numbers;
 mod pair;
 mod pauses;
+mod places;
 mod progress;
 mod races;
 mod users;

@@ -69,6 +69,7 @@ fn a_write_does_not_overtake_one_of_another_volume() {
     frozen.thaw();
     wait_until("both arrive", || stored(&disk, 0) == [3; 4096]);
     assert_eq!(stored(&pair.disk("beta"), 0), [2; 4096]);
+    drop((first, second));
     pair.alpha.run(&["secondary", "r0"]).ok();
     synced(&pair.alpha);
     pair.assert_identical();
@@ -188,6 +189,7 @@ fn one_volume_without_its_disk_leaves_the_other_alone() {
             assert!(nbd.read(at, 65536).expect("a read goes on") == noise(65536, at));
         }
         assert!(nbd.read(20 * MIB, MIB as usize).expect("reads") == noise(MIB as usize, 3));
+        drop(nbd);
         load.progress(50);
         wait_status(pair.node(victim), "one disk is gone", SOON, |now| {
             state_of(now, 1) == "Diskless" && now["devices"][1]["reason"].is_string()

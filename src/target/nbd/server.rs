@@ -80,6 +80,8 @@ pub enum NbdSetupError {
     Size { size: u64, min_block: u32 },
     #[error("name or description is longer than {MAX_STRING} bytes")]
     TooLong,
+    #[error("it has no listening socket")]
+    NoSocket,
     #[error("cannot set up the server: {0}")]
     System(std::io::Error),
 }
