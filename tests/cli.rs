@@ -120,6 +120,27 @@ fn the_control_socket_survives_nonsense() {
 }
 
 #[test]
+fn what_failover_asks_for_is_not_started_without_it() {
+    let (dir, mut alpha) = alpha();
+    let good = configuration(dir.path());
+    let managed = good.replace("    on alpha", "    failover { group g; }\n    on alpha");
+    std::fs::write(&alpha.config, &managed).expect("writes");
+    alpha.run(&["check"]).ok();
+    std::fs::File::create(dir.path().join("alpha.img"))
+        .and_then(|file| file.set_len(16 << 20))
+        .expect("disk");
+    alpha.run(&["create-md", "r0"]).ok();
+    alpha.start_agent();
+    let ran = alpha.run(&["up", "r0"]).failed(3, "not in this version");
+    assert!(ran.err.contains("`failover`"), "{ran:?}");
+    let witness = "cluster { witness gamma { address 127.0.0.3:17795; } }\n";
+    std::fs::write(&alpha.config, format!("{witness}{good}")).expect("writes");
+    alpha.run(&["up", "r0"]).failed(3, "`witness`: not in this");
+    std::fs::write(&alpha.config, &good).expect("writes");
+    alpha.run(&["up", "r0"]).ok();
+}
+
+#[test]
 fn configuration_errors_exit_10_with_place_and_suggestion() {
     let (dir, alpha) = alpha();
     let good = configuration(dir.path());

@@ -10,6 +10,7 @@ use lockstep::config::{Config, DiagnosticKind, dump};
 use proptest::prelude::*;
 
 const PAIR: &str = "tests/config/pair.conf";
+const CLUSTER: &str = "tests/config/cluster.conf";
 const OLD: &str = "tests/config/include.d/old.res";
 
 fn messages(path: &Path) -> String {
@@ -84,9 +85,12 @@ fn the_example_is_read_whole() {
     assert_eq!((local.own.node_id, local.peer.node_id), (1, 0));
 }
 
-#[test]
-fn a_dump_says_the_same_and_has_every_default() {
-    let config = Config::load(Path::new(PAIR)).unwrap();
+/// The dump of a file, which says the same as the file.
+fn dumped(path: &str) -> String {
+    let config = Config::load(Path::new(path)).unwrap_or_else(|errors| {
+        let messages: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        panic!("{}", messages.join("\n"))
+    });
     let text = dump::text(&config);
     let again = Config::parse_str("dump", &text).unwrap_or_else(|errors| {
         let messages: Vec<String> = errors.iter().map(ToString::to_string).collect();
@@ -95,14 +99,53 @@ fn a_dump_says_the_same_and_has_every_default() {
     assert_eq!(config, again, "{text}");
     assert_eq!(text, dump::text(&again));
     assert_eq!(dump::json(&config), dump::json(&again));
+    text
+}
+
+#[test]
+fn a_dump_says_the_same_and_has_every_default() {
+    let text = dumped(PAIR);
     for line in [
         "ko-count 7;",
         "ping-timeout 250ms;",
         "al-extents 1237;",
         "after-sb-0pri disconnect;",
+        "lease 3s;",
+        "mode manual;",
+        "services 15s;",
+        "# no failover section: start-policy auto, promoted by hand",
     ] {
         assert!(text.contains(line), "no {line} in\n{text}");
     }
+}
+
+#[test]
+fn a_dump_has_every_default_of_failover() {
+    let text = dumped(CLUSTER);
+    for line in [
+        "warn-after 300ms;",
+        "boot-wait 10s;",
+        "path [fd00::1]:7794 dev eth1;",
+        "address 10.0.0.3:7795;",
+        "watchdog /dev/watchdog0 timeout 1s;",
+        "mail \"ops@example.com\" via \"/usr/sbin/sendmail\";",
+        "mount /srv/mail volume 0 fstype auto options defaults fsck auto;",
+        "failback when-stable 300s;",
+        "restarts 0;",
+        "restarts 3;",
+        "then fence;",
+        "then fail-io;",
+    ] {
+        assert!(text.contains(line), "no {line} in\n{text}");
+    }
+    let json = dump::json(&Config::load(Path::new(CLUSTER)).unwrap());
+    assert_eq!(json["cluster"]["mode"], "witness");
+    assert_eq!(json["cluster"]["heartbeat"]["margin"], 500);
+    let web = &json["resources"][0]["failover"];
+    assert_eq!(web["steps"][1]["step"], "service");
+    assert_eq!(web["steps"][1]["timeout"], 3000);
+    assert_eq!(web["failback-when-stable"], 300_000);
+    assert_eq!(web["managed"], true);
 }
 
 #[test]
@@ -252,6 +295,7 @@ proptest! {
         edits in prop::collection::vec(edit(), 0..5),
     ) {
         survives(&apply(&example(), &edits));
+        survives(&apply(&fs::read_to_string(CLUSTER).unwrap(), &edits));
     }
 
     #[test]

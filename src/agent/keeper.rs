@@ -223,6 +223,18 @@ impl Keeper {
     async fn begin_anew(&mut self, up: bool) {
         self.find_fronts();
         let orphans = self.orphans().await;
+        let allowed = self.plan.startable();
+        if let Err(refused) = &allowed
+            && up
+        {
+            error!(
+                resource = self.name(),
+                reason = refused.reason,
+                "not started"
+            );
+            self.status.set_trouble(Some(refused.reason.clone()));
+        }
+        let up = up && allowed.is_ok();
         if up {
             self.want_everything();
             if let Err(error) = self.bring_up(DRAIN).await {
@@ -281,6 +293,7 @@ impl Keeper {
     async fn obey(&mut self, order: &Order) -> Result<Value, ErrorReply> {
         match order {
             Order::Up => {
+                self.plan.startable()?;
                 self.want_everything();
                 self.status.set_trouble(None);
                 let dead = self.running.is_none();

@@ -15,6 +15,8 @@ pub struct Plan {
     pub disks: Vec<DiskPlan>,
     /// `start-policy auto`: started with the agent.
     pub auto: bool,
+    /// What the configuration asks for and this agent does not do: it starts no such resource.
+    pub unsupported: Option<&'static str>,
 }
 
 /// Where a volume's bytes are.
@@ -30,6 +32,18 @@ pub struct DiskPlan {
 impl Plan {
     pub fn name(&self) -> &str {
         &self.serve.resource
+    }
+
+    /// Refuses to start what would not be kept as the configuration says.
+    pub fn startable(&self) -> Result<(), ErrorReply> {
+        match self.unsupported {
+            None => Ok(()),
+            Some(what) => Err(ErrorReply::new(
+                ErrorKind::Refused,
+                format!("{}: {what}: not in this version", self.name()),
+                "without it the resource is promoted by hand: `lockstep check` reads both",
+            )),
+        }
     }
 
     /// Whether a running resource can get from `old` to this plan as it is.
@@ -140,6 +154,7 @@ pub mod tests {
                 meta: None,
             }],
             auto: false,
+            unsupported: None,
         }
     }
 }

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::agent::plan::{DiskPlan, Plan};
 use crate::agent::protocol::{ErrorKind, ErrorReply, Target};
-use crate::config::{Config, Diagnostic, LocalResource, StartPolicy, default_path, dump};
+use crate::config::{Arbiter, Config, Diagnostic, LocalResource, StartPolicy, default_path, dump};
 
 use super::{Global, Outcome, text};
 
@@ -61,7 +61,7 @@ pub fn plans(global: &Global) -> Result<Vec<Plan>, ErrorReply> {
     let node = global.node();
     let plans: Result<Vec<Plan>, ErrorReply> = config
         .resources_of(&node)
-        .map(|local| plan(&local))
+        .map(|local| plan(&config, &local))
         .collect();
     let plans = plans?;
     match config.resources.first() {
@@ -74,7 +74,23 @@ pub fn plans(global: &Global) -> Result<Vec<Plan>, ErrorReply> {
     }
 }
 
-fn plan(local: &LocalResource<'_>) -> Result<Plan, ErrorReply> {
+/// What this version does not carry out of what is configured for a resource.
+fn unsupported(config: &Config, local: &LocalResource<'_>) -> Option<&'static str> {
+    let cluster = &config.cluster;
+    if local.resource.failover.as_ref().is_some_and(|f| f.acts()) {
+        return Some("`failover` with more than `start-policy`");
+    }
+    match cluster.arbiter {
+        Arbiter::Witness(_) => Some("`witness`"),
+        Arbiter::Fence(_) => Some("`fence-command`"),
+        Arbiter::UnsafeTwoNode => Some("`mode unsafe-two-node`"),
+        Arbiter::Manual if cluster.watchdog.is_some() => Some("`watchdog`"),
+        Arbiter::Manual if !cluster.notify.is_empty() => Some("`notify`"),
+        Arbiter::Manual => None,
+    }
+}
+
+fn plan(config: &Config, local: &LocalResource<'_>) -> Result<Plan, ErrorReply> {
     let key = local.resource.key().map_err(|note| config_error(&[note]))?;
     let disks = local.own.volumes.iter().map(|volume| DiskPlan {
         volume: volume.number,
@@ -82,9 +98,10 @@ fn plan(local: &LocalResource<'_>) -> Result<Plan, ErrorReply> {
         meta: volume.meta_path().map(Path::to_path_buf),
     });
     Ok(Plan {
+        unsupported: unsupported(config, local),
         serve: local.serve_config(key),
         disks: disks.collect(),
-        auto: local.resource.start_policy == StartPolicy::Auto,
+        auto: local.resource.start_policy() == StartPolicy::Auto,
     })
 }
 

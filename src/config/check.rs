@@ -1,8 +1,12 @@
 //! Clashes: things that two resources, or two volumes, of one host cannot share. And the warning
 //! about connections without a key.
 //!
+//! How the sections for failover fit together is checked in `check/failover.rs`.
+//!
 //! Only the text is looked at: two names of one device (a symbolic link) are found when the second
 //! is opened exclusively.
+
+mod failover;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -14,6 +18,8 @@ use super::diagnostic::{Diagnostic, DiagnosticKind, MAX_MESSAGES};
 use super::model::{Config, Host, Resource};
 use super::place::clean;
 use super::source::Span;
+
+pub use failover::{failover, manual};
 
 /// A thing that a host has once.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

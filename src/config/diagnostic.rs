@@ -11,6 +11,7 @@
 
 use std::fmt;
 
+use super::cluster::TimerFault;
 use super::source::Location;
 use crate::agent::protocol;
 
@@ -75,9 +76,9 @@ impl Diagnostic {
     /// Error or warning.
     pub fn severity(&self) -> Severity {
         match *self.kind {
-            DiagnosticKind::Unauthenticated { .. } | DiagnosticKind::Clamped { .. } => {
-                Severity::Warning
-            }
+            DiagnosticKind::Unauthenticated { .. }
+            | DiagnosticKind::Clamped { .. }
+            | DiagnosticKind::ManualFailover { .. } => Severity::Warning,
             _ => Severity::Error,
         }
     }
@@ -416,6 +417,73 @@ pub enum DiagnosticKind {
     #[error("resource {resource}: `cram-hmac-alg` without `shared-secret`")]
     SecretMissing { resource: String },
 
+    // Failover.
+    #[error("a second answer to who has the third vote, the first is at {first}")]
+    TwoVotes { first: String },
+    #[error("witness {name} has no `address`")]
+    WitnessAddress { name: String },
+    #[error("witness {name} is one of the nodes")]
+    WitnessIsNode { name: String },
+    #[error("node {name} of the cluster has no `node-id`")]
+    NodeWithoutId { name: String },
+    #[error("nodes {first} and {second} of the cluster both have node-id {id}")]
+    SameNodeId {
+        first: String,
+        second: String,
+        id: u8,
+    },
+    #[error("{0}")]
+    Timers(TimerFault),
+    #[error("address {address} is used twice: by {user}, and by {other} at {first}")]
+    AddressTaken {
+        address: String,
+        user: String,
+        other: String,
+        first: String,
+    },
+    #[error("address {address} is that of {owner}: an address that moves is nobody's own")]
+    VipIsHost { address: String, owner: String },
+    #[error("resource {resource}: host {host} is no `node` of the cluster")]
+    NotMember { resource: String, host: String },
+    #[error("resource {resource}: node {host} has no `path`")]
+    NoPath { resource: String, host: String },
+    #[error(
+        "resource {resource}: the paths of nodes {first} and {second} do not lead to each other"
+    )]
+    PathsDiffer {
+        resource: String,
+        first: String,
+        second: String,
+    },
+    #[error("resource {resource}: `preferred {node}` is not one of its hosts")]
+    PreferredUnknown {
+        resource: String,
+        node: String,
+        hosts: String,
+    },
+    #[error("resource {resource}: `failback when-stable` without `preferred`")]
+    FailbackNowhere { resource: String },
+    #[error("resource {resource}: there is no volume {volume} to mount")]
+    MountVolume { resource: String, volume: u16 },
+    #[error("resource {resource}: volume {volume} is an NBD export, which cannot be mounted")]
+    MountNbd { resource: String, volume: u16 },
+    #[error("group {group}: resources {first} and {second} have different hosts")]
+    GroupHosts {
+        group: String,
+        first: String,
+        second: String,
+    },
+    #[error("group {group}: resources {first} and {second} prefer different hosts")]
+    GroupPreferred {
+        group: String,
+        first: String,
+        second: String,
+    },
+    #[error("`{name}` needs `start` and `stop`, or `unit` alone")]
+    ServiceControl { name: String },
+    #[error("`monitor` looks at nothing")]
+    EmptyMonitor,
+
     // Clashes.
     #[error("{what} is used twice on host {host}: by {user}, and by {other} at {first}")]
     Clash {
@@ -449,6 +517,8 @@ pub enum DiagnosticKind {
     KeyFile { file: String, fault: String },
 
     // Warnings.
+    #[error("resource {resource} has a `failover` section and there is no third vote")]
+    ManualFailover { resource: String },
     #[error("resource {resource} is unauthenticated: any host that reaches the port can replicate")]
     Unauthenticated { resource: String },
     #[error("`{option}`: {value} is out of range, {used} is used")]
@@ -513,6 +583,34 @@ impl DiagnosticKind {
                 "add `shared-secret \"...\";`, or `cluster { key-file PATH; }`, \
                  or remove `cram-hmac-alg`"
             }
+            K::TwoVotes { .. } => "keep one of `witness`, `fence-command` and `mode`",
+            K::WitnessAddress { .. } => "write `address IP:PORT;` in it",
+            K::WitnessIsNode { .. } => "let it run on a third machine, and give it its own name",
+            K::NodeWithoutId { .. } => "write `node-id N;` in it, from 0 to 15",
+            K::SameNodeId { .. } => "give each node an id of its own",
+            K::VipIsHost { .. } => "choose an address that no host has by itself",
+            K::NotMember { .. } => "add `node NAME { node-id N; path IP:PORT; }` to `cluster`",
+            K::NoPath { .. } => "add `path IP:PORT;`, better two over different networks",
+            K::PathsDiffer { .. } => {
+                "give both nodes as many, in one order: the first of one leads to the first of the \
+                 other, with an address of the same family"
+            }
+            K::FailbackNowhere { .. } => "add `preferred HOST;`, or write `failback never;`",
+            K::MountVolume { .. } => "name a volume that the resource has",
+            K::MountNbd { .. } => {
+                "leave the `mount` out, or make it a block device: `device /dev/ublkbN;`"
+            }
+            K::GroupHosts { .. } => "resources of one group have the same hosts",
+            K::GroupPreferred { .. } => "resources of one group prefer one host",
+            K::ServiceControl { .. } => {
+                "write `start \"...\"; stop \"...\";`, or `unit NAME.service;`"
+            }
+            K::EmptyMonitor => "write `ping ADDRESS;` or `interface NAME;` in it",
+            K::ManualFailover { .. } => {
+                "add `witness` or `fence-command` to `cluster`; or write `mode manual;`: \
+                 it then moves by command alone"
+            }
+            K::AddressTaken { .. } => "give each its own port",
             K::Clash { .. } => "give each its own",
             K::SameAddress { .. } => "give each host its own IP address or port",
             K::AddressFamilies { .. } => "write two IPv4 addresses or two IPv6 addresses",
@@ -536,6 +634,8 @@ impl DiagnosticKind {
                 format!("`{option}` can be {works}; or remove it")
             }
             K::MissingValue { option, needs } => format!("write `{option}` with {needs}, then `;`"),
+            K::Timers(fault) => fault.help(),
+            K::PreferredUnknown { hosts, .. } => format!("its hosts are {hosts}"),
             K::BadValue { expected, .. } => format!("write {expected}"),
             K::BadChoice { choices, .. } => format!("write one of {choices}"),
             K::NoSuchResource { known, .. } => format!("the configuration has {known}"),

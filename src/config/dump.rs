@@ -2,6 +2,8 @@
 //!
 //! The text says all that the model holds: parsed again, it gives an equal [`Config`].
 
+mod failover;
+
 use std::fmt::Write;
 
 use serde_json::{Map, Value as Json, json};
@@ -77,17 +79,7 @@ impl Writer {
 /// The configuration as text. Holds the secrets, as the file does.
 pub fn text(config: &Config) -> String {
     let mut writer = Writer::default();
-    writer.section("cluster", |w| {
-        w.line("mode manual;");
-        if let Some(path) = &config.cluster.key_file {
-            w.line(&format!("key-file {};", quote(&path.to_string_lossy())));
-        }
-        for (name, id) in &config.cluster.nodes {
-            w.section(&format!("node {name}"), |w| {
-                w.line(&format!("node-id {};", id.value));
-            });
-        }
-    });
+    writer.section("cluster", |w| failover::write_cluster(w, &config.cluster));
     for resource in &config.resources {
         writer.section(&format!("resource {}", quote(&resource.name)), |w| {
             write_resource(w, resource);
@@ -118,9 +110,12 @@ fn write_resource(writer: &mut Writer, resource: &Resource) {
             }
         });
     }
-    writer.section("failover", |w| {
-        w.line(&format!("start-policy {};", resource.start_policy.word()));
-    });
+    match &resource.failover {
+        Some(section) => {
+            writer.section("failover", |w| failover::write_failover(w, section));
+        }
+        None => writer.line("# no failover section: start-policy auto, promoted by hand"),
+    }
 }
 
 fn family(host: &Host) -> &'static str {
@@ -133,18 +128,8 @@ fn family(host: &Host) -> &'static str {
 
 /// The configuration as JSON. Sizes are in bytes, times in milliseconds. Holds the secrets.
 pub fn json(config: &Config) -> Json {
-    let nodes: Map<String, Json> = config
-        .cluster
-        .nodes
-        .iter()
-        .map(|(name, id)| (name.clone(), json!({ "node-id": id.value })))
-        .collect();
     json!({
-        "cluster": {
-            "mode": "manual",
-            "key-file": config.cluster.key_file.as_ref().map(|path| path.to_string_lossy()),
-            "nodes": nodes,
-        },
+        "cluster": failover::json_cluster(&config.cluster),
         "resources": config.resources.iter().map(json_resource).collect::<Vec<_>>(),
     })
 }
@@ -161,7 +146,7 @@ fn json_resource(resource: &Resource) -> Json {
     }
     let hosts: Vec<Json> = resource.hosts.iter().map(json_host).collect();
     object.insert("hosts".to_owned(), Json::Array(hosts));
-    let failover = json!({ "start-policy": resource.start_policy.word() });
+    let failover = failover::json_failover(resource);
     object.insert("failover".to_owned(), failover);
     Json::Object(object)
 }

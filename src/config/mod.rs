@@ -2,7 +2,8 @@
 //!
 //! `source` reads files, `lexer` and `parser` make a tree with spans (`syntax`), `read` checks each
 //! statement against the words of [`schema`] and makes a draft in the shape of the file, `resolve`
-//! applies inheritance and defaults and makes the typed [`Config`], `check` finds clashes, and
+//! applies inheritance and defaults and makes the typed [`Config`] (`cluster` and `failover` are
+//! the parts of it that failover needs), `check` finds clashes, and
 //! [`dump`] writes it back.
 //!
 //! A `Config` owns all that it says and does not change; the files are read once, by
@@ -25,8 +26,12 @@
 //! ```
 
 mod check;
+mod cluster;
 mod diagnostic;
 pub mod dump;
+mod failover;
+#[cfg(test)]
+mod failover_tests;
 mod lexer;
 mod local;
 mod model;
@@ -43,11 +48,19 @@ mod tests;
 
 use std::path::{Path, PathBuf};
 
+pub use cluster::{
+    Arbiter, Cluster, ClusterNode, Facility, FenceCommand, Heartbeat, NodePath, Notify, TimerFault,
+    Watchdog, Witness,
+};
 pub use diagnostic::{AddressFault, DeviceFault, Diagnostic, DiagnosticKind, Severity};
+pub use failover::{
+    CheckOptions, Control, Failback, Failover, Fsck, LastResort, Monitor, MonitorOptions, Mount,
+    Service, Step, StopLadder, Vip,
+};
 pub use local::LocalResource;
 pub use model::{
-    Cluster, Config, DataPath, DiskOptions, Host, MetaDisk, NetOptions, Protocol, Resource,
-    Spanned, StartPolicy, Volume,
+    Config, DataPath, DiskOptions, Host, MetaDisk, NetOptions, Protocol, Resource, Spanned,
+    StartPolicy, Volume,
 };
 pub use options::{disk_number, size_in_bytes};
 pub use place::{MAX_MINOR, MAX_SOCKET_PATH};
@@ -114,12 +127,18 @@ impl Config {
         let draft = read::read(&sources, items, &mut notes);
         let mut config = resolve::resolve(sources, draft, &mut notes);
         notes.extend(check::clashes(&config));
+        // These look at how sections fit together: with one refused they would mislead.
+        if notes.is_empty() {
+            notes.extend(check::failover(&config));
+        }
         if !notes.is_empty() {
             notes.truncate(MAX_MESSAGES);
             return Err(notes);
         }
         let unauthenticated = check::unauthenticated(&config);
         config.warnings.extend(unauthenticated);
+        let manual = check::manual(&config);
+        config.warnings.extend(manual);
         Ok(config)
     }
 }

@@ -3,14 +3,15 @@
 //! Nothing here needs another look at the file. Values that a clash can name keep their place
 //! ([`Spanned`]); two configurations are equal when they say the same, wherever it is written.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
 use crate::agent::protocol::FrontEnd;
 
+use super::cluster::Cluster;
 use super::diagnostic::Diagnostic;
+use super::failover::Failover;
 pub use super::options::{DataPath, DiskOptions, NetOptions, Protocol};
 pub use super::place::MetaDisk;
 use super::source::{SourceMap, Span};
@@ -53,6 +54,8 @@ pub struct Config {
     pub resources: Vec<Resource>,
     /// What does not prevent its use.
     pub warnings: Vec<Diagnostic>,
+    /// Who has the third vote was said, not assumed.
+    pub(super) arbiter_written: bool,
     pub(super) sources: SourceMap,
 }
 
@@ -62,15 +65,6 @@ impl PartialEq for Config {
     }
 }
 
-/// The `cluster` section. The only mode is `manual`: the operator is the vote.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Cluster {
-    /// Key of the connections that have no `shared-secret`.
-    pub key_file: Option<PathBuf>,
-    /// Node ids by host, for hosts whose `on` section gives none.
-    pub nodes: BTreeMap<String, Spanned<u8>>,
-}
-
 /// One resource: volumes that share one connection, one write order and one role.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resource {
@@ -78,9 +72,20 @@ pub struct Resource {
     pub net: NetOptions,
     /// The two hosts, in the order of the file. They have the same volume numbers.
     pub hosts: [Host; 2],
-    pub start_policy: StartPolicy,
+    /// What is started where the data is; `None` = promoted by hand.
+    pub failover: Option<Failover>,
     /// Key file of the cluster, for a resource without a secret.
     pub(super) key_file: Option<PathBuf>,
+}
+
+impl Resource {
+    /// Whether the agent starts it by itself.
+    pub fn start_policy(&self) -> StartPolicy {
+        self.failover
+            .as_ref()
+            .map(|failover| failover.start_policy)
+            .unwrap_or_default()
+    }
 }
 
 /// Whether the agent starts a resource by itself.

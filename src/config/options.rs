@@ -53,7 +53,9 @@ pub fn write_value(spec: &Spec, value: &Value) -> String {
         (Value::Flag(true), _) => "yes".to_owned(),
         (Value::Flag(false), _) => "no".to_owned(),
         (Value::Number(number), Kind::Number { unit, .. }) => {
-            if number % unit.factor() == 0 {
+            if unit == Unit::Milliseconds {
+                duration_text(*number)
+            } else if number % unit.factor() == 0 {
                 (number / unit.factor()).to_string()
             } else if unit.is_time() {
                 format!("{number}ms")
@@ -65,6 +67,15 @@ pub fn write_value(spec: &Spec, value: &Value) -> String {
         (Value::Number(number), _) => number.to_string(),
         (Value::Text(text), Kind::Text { .. }) => super::lexer::quote_always(text),
         (Value::Text(text), _) => text.clone(),
+    }
+}
+
+/// Milliseconds as a time is written.
+pub fn duration_text(millis: u64) -> String {
+    if millis.is_multiple_of(1000) {
+        format!("{}s", millis / 1000)
+    } else {
+        format!("{millis}ms")
     }
 }
 
@@ -481,19 +492,21 @@ macro_rules! option_struct {
 
         impl $name {
             /// The section of the options.
-            pub const SECTION: Section = $section;
+            pub const SECTION: $crate::config::schema::Section = $section;
 
             /// Takes each option from the first layer that sets it, else its default.
-            pub fn resolve(layers: &[&Settings]) -> $name {
+            pub fn resolve(layers: &[&$crate::config::options::Settings]) -> $name {
                 $name {
-                    $($field: Field::read(effective($section, layers, $option).as_ref()),)*
+                    $($field: $crate::config::options::Field::read(
+                        $crate::config::options::effective($section, layers, $option).as_ref(),
+                    ),)*
                 }
             }
 
             /// The value of an option by its name; `None` if it is unset or not one of these.
-            pub fn get(&self, name: &str) -> Option<Value> {
+            pub fn get(&self, name: &str) -> Option<$crate::config::options::Value> {
                 match name {
-                    $($option => self.$field.write(),)*
+                    $($option => $crate::config::options::Field::write(&self.$field),)*
                     _ => None,
                 }
             }
@@ -510,7 +523,10 @@ macro_rules! option_struct {
     };
 }
 
-fn effective(section: Section, layers: &[&Settings], name: &str) -> Option<Value> {
+pub(super) use option_struct;
+
+/// The value of an option: from the first layer that sets it, else its default.
+pub fn effective(section: Section, layers: &[&Settings], name: &str) -> Option<Value> {
     layers
         .iter()
         .find_map(|layer| layer.get(name))
@@ -577,6 +593,7 @@ option_struct! {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{CheckOptions, Heartbeat, MonitorOptions, StopLadder};
 
     #[test]
     fn units_are_those_of_the_option_unless_written() {
@@ -616,16 +633,13 @@ mod tests {
         let named = |section| match section {
             Section::Net => NetOptions::NAMES,
             Section::Disk => DiskOptions::NAMES,
+            Section::Heartbeat => Heartbeat::NAMES,
+            Section::Service => CheckOptions::NAMES,
+            Section::Monitor => MonitorOptions::NAMES,
+            Section::StopLadder => StopLadder::NAMES,
             _ => &[],
         };
-        for section in [
-            Section::Global,
-            Section::Net,
-            Section::Disk,
-            Section::Options,
-            Section::Startup,
-            Section::Handlers,
-        ] {
+        for section in schema::OPTION_SECTIONS {
             for spec in schema::options(section) {
                 let field = named(section).contains(&spec.name);
                 match spec.support {

@@ -3,27 +3,42 @@
 //! The draft has the shape of the file: nothing is inherited yet and anything may be missing.
 //! [`super::resolve`] makes the model from it.
 
+mod cluster;
+mod failover;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::agent::protocol::FrontEnd;
 
 use super::diagnostic::{
     AddressFault, DeviceFault, Diagnostic, DiagnosticKind, MAX_MESSAGES, shown,
 };
-use super::model::{MetaDisk, Spanned, StartPolicy};
-use super::options::{Settings, parse_option};
+use super::model::{MetaDisk, Spanned};
+use super::options::{NumberFault, Settings, parse_number, parse_option};
 use super::place::{MAX_SOCKET_PATH, MetaPlace, parse_address, parse_device, parse_meta};
-use super::schema::{self, MODULE_VERSION, Section, Shape};
+use super::schema::{self, MODULE_VERSION, Section, Shape, Unit};
 use super::source::{SourceMap, Span};
 use super::syntax::{Item, Word};
+pub use cluster::{DraftCluster, DraftNode, DraftWatchdog};
+pub use failover::DraftFailover;
 
 /// Node ids: the formats have room for 16 nodes.
 pub const MAX_NODE_ID: u8 = 15;
 
 /// Longest name of a resource or host: part of file names and frames.
 const MAX_NAME: usize = 64;
+
+/// Longest command and the like.
+const MAX_TEXT: usize = 4096;
+
+/// Longest name of a network interface.
+const MAX_INTERFACE: usize = 15;
+
+/// Values of a statement by the words before them.
+type Pairs<'i> = BTreeMap<&'static str, &'i Word>;
 
 /// The options that one level of the file sets.
 #[derive(Debug, Default)]
@@ -81,7 +96,7 @@ pub struct DraftResource {
     pub layer: Layer,
     pub volumes: DraftVolumes,
     pub hosts: Vec<DraftHost>,
-    pub start_policy: Option<Spanned<StartPolicy>>,
+    pub failover: Option<DraftFailover>,
     /// Something in it was refused: what is missing may have been written.
     pub faulty: bool,
 }
@@ -91,8 +106,7 @@ pub struct DraftResource {
 pub struct Draft {
     pub common: Layer,
     pub resources: Vec<DraftResource>,
-    pub key_file: Option<Spanned<PathBuf>>,
-    pub nodes: BTreeMap<String, Spanned<u8>>,
+    pub cluster: DraftCluster,
     pub warnings: Vec<Diagnostic>,
 }
 
@@ -306,10 +320,12 @@ impl Reader<'_> {
                 });
             }
             "cluster" => {
+                let before = self.errors.len();
                 self.cluster = self.once(self.cluster, item);
                 self.each(body, Section::Cluster, &mut |reader, item| {
-                    reader.cluster(draft, item);
+                    reader.cluster(&mut draft.cluster, item);
                 });
+                draft.cluster.faulty |= self.errors.len() > before;
             }
             "resource" => {
                 if let Some(name) = self.one(item, "a name") {
@@ -325,15 +341,26 @@ impl Reader<'_> {
     /// The options of a section.
     fn options(&mut self, items: &[Item], section: Section, layer: &mut Layer) {
         self.each(items, section, &mut |reader, item| {
-            // Newer versions of DRBD print what they do not know under this name.
-            if item.head.is("_unknown") {
-                return;
-            }
-            match schema::find(section, &item.head.text).filter(|_| !item.head.quoted) {
-                Some(found) => reader.option(item, found, layer),
-                None => reader.unknown(section, &item.head),
-            }
+            reader.option_of(section, item, layer);
         });
+    }
+
+    /// The options of a section that has nothing else.
+    fn settings(&mut self, items: &[Item], section: Section) -> Settings {
+        let mut layer = Layer::default();
+        self.options(items, section, &mut layer);
+        layer.other
+    }
+
+    fn option_of(&mut self, section: Section, item: &Item, layer: &mut Layer) {
+        // Newer versions of DRBD print what they do not know under this name.
+        if item.head.is("_unknown") {
+            return;
+        }
+        match schema::find(section, &item.head.text).filter(|_| !item.head.quoted) {
+            Some(found) => self.option(item, found, layer),
+            None => self.unknown(section, &item.head),
+        }
     }
 
     fn option(&mut self, item: &Item, found: schema::Found, layer: &mut Layer) {
@@ -384,65 +411,6 @@ impl Reader<'_> {
         }
     }
 
-    fn cluster(&mut self, draft: &mut Draft, item: &Item) {
-        if !self.accept(Section::Cluster, item) {
-            return;
-        }
-        match item.head.text.as_str() {
-            "mode" => self.mode(item),
-            "key-file" => {
-                if let Some(path) = self.path(item) {
-                    self.set("`key-file`", &mut draft.key_file, path);
-                }
-            }
-            "node" => {
-                let Some(name) = self.one(item, "the name of a host").cloned() else {
-                    return;
-                };
-                let mut id = draft.nodes.remove(&name.text);
-                if let Some(first) = &id {
-                    let kind = DiagnosticKind::Duplicate {
-                        what: format!("node {}", shown(&name.text)),
-                        first: self.place(first.span),
-                    };
-                    self.error(kind, name.span);
-                }
-                let body = item.body.as_deref().unwrap_or_default();
-                self.each(body, Section::ClusterNode, &mut |reader, item| {
-                    if reader.accept(Section::ClusterNode, item)
-                        && let Some(new) = reader.node_id(item)
-                    {
-                        reader.set("`node-id`", &mut id, new);
-                    }
-                });
-                if let Some(id) = id
-                    && self.name(&name)
-                {
-                    draft.nodes.insert(name.text, id);
-                }
-            }
-            _ => {}
-        }
-    }
-
-    fn mode(&mut self, item: &Item) {
-        let Some(word) = self.one(item, "`manual`") else {
-            return;
-        };
-        match word.text.as_str() {
-            "manual" => {}
-            "unsafe-two-node" => self.error(
-                DiagnosticKind::ValueNotSupported {
-                    option: "mode".to_owned(),
-                    value: word.text.clone(),
-                    works: "manual".to_owned(),
-                },
-                item.span(),
-            ),
-            _ => self.choice("mode", word, &["manual", "unsafe-two-node"]),
-        }
-    }
-
     fn choice(&mut self, option: &str, word: &Word, choices: &[&str]) {
         let kind = DiagnosticKind::BadChoice {
             option: option.to_owned(),
@@ -463,7 +431,7 @@ impl Reader<'_> {
             layer: Layer::default(),
             volumes: DraftVolumes::default(),
             hosts: Vec::new(),
-            start_policy: None,
+            failover: None,
             faulty: false,
         };
         self.each(body, Section::Resource, &mut |reader, item| {
@@ -480,11 +448,7 @@ impl Reader<'_> {
         let body = item.body.as_deref().unwrap_or_default();
         match item.head.text.as_str() {
             "on" => self.host(resource, item, body),
-            "failover" => self.each(body, Section::Failover, &mut |reader, item| {
-                if reader.accept(Section::Failover, item) {
-                    reader.start_policy(resource, item);
-                }
-            }),
+            "failover" => self.failover(resource, item, body),
             "disk" if item.body.is_some() => match item.args.first() {
                 None => self.shared(&mut resource.layer, item),
                 Some(extra) => {
@@ -500,19 +464,6 @@ impl Reader<'_> {
             }
             _ => self.shared(&mut resource.layer, item),
         }
-    }
-
-    fn start_policy(&mut self, resource: &mut DraftResource, item: &Item) {
-        let Some(word) = self.one(item, "`auto` or `manual`") else {
-            return;
-        };
-        let policy = match word.text.as_str() {
-            "auto" => StartPolicy::Auto,
-            "manual" => StartPolicy::Manual,
-            _ => return self.choice("start-policy", word, &["auto", "manual"]),
-        };
-        let new = Spanned::new(policy, item.span());
-        self.set("`start-policy`", &mut resource.start_policy, new);
     }
 
     fn host(&mut self, resource: &mut DraftResource, item: &Item, body: &[Item]) {
@@ -619,12 +570,7 @@ impl Reader<'_> {
         match word.text.parse::<u8>() {
             Ok(id) if digits && id <= MAX_NODE_ID => Some(Spanned::new(id, word.span)),
             _ => {
-                let kind = DiagnosticKind::BadValue {
-                    option: "node-id".to_owned(),
-                    value: shown(&word.text),
-                    expected: "a number from 0 to 15".to_owned(),
-                };
-                self.error(kind, word.span);
+                self.bad("node-id", word, "a number from 0 to 15");
                 None
             }
         }
@@ -641,17 +587,8 @@ impl Reader<'_> {
         let Some(word) = self.one(item, "a number from 0 to 65535") else {
             return;
         };
-        let digits = word.text.bytes().all(|b| b.is_ascii_digit());
-        let number = match word.text.parse::<u16>() {
-            Ok(number) if digits => number,
-            _ => {
-                let kind = DiagnosticKind::BadValue {
-                    option: "volume".to_owned(),
-                    value: shown(&word.text),
-                    expected: "a number from 0 to 65535".to_owned(),
-                };
-                return self.error(kind, word.span);
-            }
+        let Some(number) = self.volume_number("volume", word) else {
+            return;
         };
         let volume = volumes.volumes.entry(number).or_default();
         if let Some(first) = volume.section {
@@ -668,6 +605,17 @@ impl Reader<'_> {
                 reader.volume_statement(volume, item);
             }
         });
+    }
+
+    fn volume_number(&mut self, option: &str, word: &Word) -> Option<u16> {
+        let digits = word.text.bytes().all(|b| b.is_ascii_digit());
+        match word.text.parse::<u16>() {
+            Ok(number) if digits => Some(number),
+            _ => {
+                self.bad(option, word, "a number from 0 to 65535");
+                None
+            }
+        }
     }
 
     fn volume_statement(&mut self, volume: &mut DraftVolume, item: &Item) {
@@ -787,6 +735,107 @@ impl Reader<'_> {
                 None
             }
         }
+    }
+
+    /// The `KEY VALUE` pairs that follow the first `fixed` values of a statement.
+    fn pairs<'i>(
+        &mut self,
+        item: &'i Item,
+        fixed: usize,
+        keys: &[&'static str],
+    ) -> Option<Pairs<'i>> {
+        let mut pairs: Pairs<'i> = BTreeMap::new();
+        let mut words = item.args.iter().skip(fixed);
+        while let Some(word) = words.next() {
+            let Some(key) = keys.iter().find(|key| word.is(key)) else {
+                self.choice(&item.head.text, word, keys);
+                return None;
+            };
+            let Some(value) = words.next() else {
+                let kind = DiagnosticKind::MissingValue {
+                    option: (*key).to_owned(),
+                    needs: "a value".to_owned(),
+                };
+                self.error(kind, word.span);
+                return None;
+            };
+            if let Some(first) = pairs.insert(key, value) {
+                let kind = DiagnosticKind::Duplicate {
+                    what: format!("`{key}`"),
+                    first: self.place(first.span),
+                };
+                self.error(kind, word.span);
+                return None;
+            }
+        }
+        Some(pairs)
+    }
+
+    /// Reports a value that is not what it should be.
+    fn bad(&mut self, option: &str, word: &Word, expected: &str) {
+        let kind = DiagnosticKind::BadValue {
+            option: option.to_owned(),
+            value: shown(&word.text),
+            expected: expected.to_owned(),
+        };
+        self.error(kind, word.span);
+    }
+
+    /// A time from `min` to `max` seconds; a bare number is in seconds.
+    fn time(&mut self, option: &str, word: &Word, [min, max]: [u64; 2]) -> Option<Duration> {
+        match parse_number(&word.text, Unit::Seconds) {
+            Ok(millis) if (min * 1000..=max * 1000).contains(&millis) => {
+                Some(Duration::from_millis(millis))
+            }
+            Ok(_) | Err(NumberFault::Overflow) => {
+                let kind = DiagnosticKind::OutOfRange {
+                    option: option.to_owned(),
+                    value: shown(&word.text),
+                    min: min.to_string(),
+                    max: max.to_string(),
+                    unit: Unit::Seconds.name().to_owned(),
+                };
+                self.error(kind, word.span);
+                None
+            }
+            Err(NumberFault::Form) => {
+                self.bad(
+                    option,
+                    word,
+                    "a number, with `ms`, `s`, `m` or `h` if need be",
+                );
+                None
+            }
+        }
+    }
+
+    /// A text that is not empty, such as a command.
+    fn text(&mut self, option: &str, word: &Word) -> Option<String> {
+        if word.text.chars().count() > MAX_TEXT {
+            let option = option.to_owned();
+            let max = MAX_TEXT;
+            self.error(DiagnosticKind::TooLong { option, max }, word.span);
+        } else if word.text.trim().is_empty() || word.text.contains('\0') {
+            self.bad(option, word, "a text");
+        } else {
+            return Some(word.text.clone());
+        }
+        None
+    }
+
+    /// The name of a network interface, as the kernel takes it.
+    fn interface(&mut self, option: &str, word: &Word) -> Option<String> {
+        let name = word.text.as_str();
+        let fine = (1..=MAX_INTERFACE).contains(&name.len())
+            && name
+                .chars()
+                .all(|c| c.is_ascii_graphic() && c != '/' && c != ':')
+            && !matches!(name, "." | "..");
+        if fine {
+            return Some(name.to_owned());
+        }
+        self.bad(option, word, "the name of a network interface");
+        None
     }
 
     /// Checks the name of a resource or host.

@@ -5,22 +5,22 @@
 //! both hosts: the host whose address has the higher CRC-32 (IEEE, of the text `IP:PORT` in its
 //! canonical form) is 0, the other 1; equal sums are ordered by the text. One id alone is an error.
 
+mod members;
+
 use std::collections::{BTreeSet, HashMap};
 
+use super::cluster::Cluster;
 use super::diagnostic::{Diagnostic, DiagnosticKind, MAX_MESSAGES};
-use super::model::{
-    Cluster, Config, DiskOptions, Host, MetaDisk, NetOptions, Resource, Spanned, Volume,
-};
+use super::failover::{Failover, Monitor, MonitorOptions, StopLadder};
+use super::model::{Config, DiskOptions, Host, MetaDisk, NetOptions, Resource, Spanned, Volume};
 use super::options::Settings;
-use super::read::{Draft, DraftHost, DraftResource, DraftVolume};
+use super::read::{Draft, DraftFailover, DraftHost, DraftResource, DraftVolume};
 use super::source::{SourceMap, Span};
 
 /// Makes the model. Errors are appended to `errors`; a resource with one is left out.
 pub fn resolve(sources: SourceMap, draft: Draft, errors: &mut Vec<Diagnostic>) -> Config {
-    let cluster = Cluster {
-        key_file: draft.key_file.map(|path| path.value),
-        nodes: draft.nodes,
-    };
+    let arbiter_written = draft.cluster.arbiter.is_some();
+    let cluster = members::resolve(&sources, draft.cluster, errors);
     let mut resolver = Resolver {
         sources: &sources,
         common: (&draft.common.net, &draft.common.disk),
@@ -49,6 +49,7 @@ pub fn resolve(sources: SourceMap, draft: Draft, errors: &mut Vec<Diagnostic>) -
         cluster,
         resources,
         warnings: draft.warnings,
+        arbiter_written,
         sources,
     }
 }
@@ -100,11 +101,7 @@ impl Resolver<'_> {
             name: name.clone(),
             net,
             hosts: [first, second],
-            start_policy: draft
-                .start_policy
-                .as_ref()
-                .map(|p| p.value)
-                .unwrap_or_default(),
+            failover: draft.failover.as_ref().map(failover),
             key_file: self.cluster.key_file.clone(),
         })
     }
@@ -211,7 +208,8 @@ impl Resolver<'_> {
         let cluster = host
             .names
             .iter()
-            .find_map(|name| self.cluster.nodes.get(&name.value));
+            .find_map(|name| self.cluster.nodes.get(&name.value))
+            .map(|node| &node.node_id);
         match (own, cluster) {
             (Some(own), Some(cluster)) if own != cluster => {
                 let kind = DiagnosticKind::NodeIdDiffers {
@@ -334,6 +332,28 @@ impl Resolver<'_> {
         }
         fine
     }
+}
+
+fn failover(draft: &DraftFailover) -> Failover {
+    let monitor = draft.monitor.as_ref().map(|monitor| Monitor {
+        ping: monitor.ping.clone(),
+        interfaces: monitor.interfaces.clone(),
+        options: MonitorOptions::resolve(&[&monitor.settings]),
+    });
+    Failover {
+        start_policy: value_of(&draft.start_policy),
+        preferred: draft.preferred.clone(),
+        failback: value_of(&draft.failback),
+        steps: draft.steps.clone(),
+        monitor,
+        group: draft.group.clone(),
+        stop_ladder: StopLadder::resolve(&[&draft.stop_ladder]),
+    }
+}
+
+/// What is written, else the default.
+fn value_of<T: Copy + Default>(written: &Option<Spanned<T>>) -> T {
+    written.as_ref().map(|w| w.value).unwrap_or_default()
 }
 
 fn name_of(host: &DraftHost) -> String {

@@ -6,6 +6,8 @@
 //! To switch an option on, remove `.not_yet()` and add its field in `options.rs`; a test compares
 //! the two.
 
+mod failover;
+
 use std::fmt;
 
 /// A place where words can stand.
@@ -26,7 +28,14 @@ pub enum Section {
     Syncer,
     Cluster,
     ClusterNode,
+    Heartbeat,
+    Witness,
+    Notify,
     Failover,
+    /// `service` and `run`.
+    Service,
+    Monitor,
+    StopLadder,
 }
 
 impl fmt::Display for Section {
@@ -46,7 +55,13 @@ impl fmt::Display for Section {
             Section::Syncer => "`syncer`",
             Section::Cluster => "`cluster`",
             Section::ClusterNode => "`node`",
+            Section::Heartbeat => "`heartbeat`",
+            Section::Witness => "`witness`",
+            Section::Notify => "`notify`",
             Section::Failover => "`failover`",
+            Section::Service => "`service` or `run`",
+            Section::Monitor => "`monitor`",
+            Section::StopLadder => "`stop-ladder`",
         })
     }
 }
@@ -472,6 +487,20 @@ const HANDLERS: &[Spec] = &[
     text(Handlers, "disconnected", 4096).not_yet(),
 ];
 
+/// Sections that hold options of their own.
+pub const OPTION_SECTIONS: [Section; 10] = [
+    Global,
+    Net,
+    Disk,
+    Options,
+    Startup,
+    Handlers,
+    Section::Heartbeat,
+    Section::Service,
+    Section::Monitor,
+    Section::StopLadder,
+];
+
 /// The options of a section; empty for sections that hold no options.
 pub fn options(section: Section) -> &'static [Spec] {
     match section {
@@ -481,6 +510,10 @@ pub fn options(section: Section) -> &'static [Spec] {
         Section::Options => OPTIONS,
         Section::Startup => STARTUP,
         Section::Handlers => HANDLERS,
+        Section::Heartbeat => failover::HEARTBEAT,
+        Section::Service => failover::SERVICE,
+        Section::Monitor => failover::MONITOR,
+        Section::StopLadder => failover::STOP_LADDER,
         _ => &[],
     }
 }
@@ -534,6 +567,10 @@ fn homes(section: Section, word: &str) -> &'static [Section] {
         Section::Options => &[Options],
         Section::Startup => &[Startup],
         Section::Handlers => &[Handlers],
+        Section::Heartbeat => &[Section::Heartbeat],
+        Section::Service => &[Section::Service],
+        Section::Monitor => &[Section::Monitor],
+        Section::StopLadder => &[Section::StopLadder],
         _ => &[],
     }
 }
@@ -654,23 +691,34 @@ pub const STRUCTURE: &[Structure] = &[
     is(Section::Cluster, "mode", Shape::Statement(1)),
     is(Section::Cluster, "key-file", Shape::Statement(1)),
     is(Section::Cluster, "node", Shape::Section(1)),
-    not_yet(Section::Cluster, "heartbeat", Shape::Section(0)),
-    not_yet(Section::Cluster, "witness", Shape::Section(1)),
-    not_yet(Section::Cluster, "fence-command", Shape::Statement(1)),
-    not_yet(Section::Cluster, "watchdog", Shape::Statement(1)),
-    not_yet(Section::Cluster, "notify", Shape::Section(0)),
+    is(Section::Cluster, "heartbeat", Shape::Section(0)),
+    is(Section::Cluster, "witness", Shape::Section(1)),
+    is(Section::Cluster, "fence-command", Shape::Statement(3)),
+    is(Section::Cluster, "watchdog", Shape::Statement(3)),
+    is(Section::Cluster, "notify", Shape::Section(0)),
     is(Section::ClusterNode, "node-id", Shape::Statement(1)),
-    not_yet(Section::ClusterNode, "path", Shape::Statement(3)),
+    is(Section::ClusterNode, "path", Shape::Statement(3)),
+    is(Section::Witness, "address", Shape::Statement(2)),
+    is(Section::Notify, "exec", Shape::Statement(1)),
+    is(Section::Notify, "mail", Shape::Statement(3)),
+    is(Section::Notify, "webhook", Shape::Statement(1)),
+    is(Section::Notify, "syslog", Shape::Statement(1)),
     is(Section::Failover, "start-policy", Shape::Statement(1)),
-    not_yet(Section::Failover, "preferred", Shape::Statement(ANY)),
-    not_yet(Section::Failover, "failback", Shape::Statement(2)),
-    not_yet(Section::Failover, "mount", Shape::Statement(ANY)),
-    not_yet(Section::Failover, "vip", Shape::Statement(3)),
-    not_yet(Section::Failover, "service", Shape::Section(1)),
-    not_yet(Section::Failover, "run", Shape::Section(1)),
-    not_yet(Section::Failover, "monitor", Shape::Section(0)),
-    not_yet(Section::Failover, "group", Shape::Statement(1)),
-    not_yet(Section::Failover, "stop-ladder", Shape::Section(0)),
+    is(Section::Failover, "preferred", Shape::Statement(1)),
+    is(Section::Failover, "failback", Shape::Statement(2)),
+    is(Section::Failover, "mount", Shape::Statement(9)),
+    is(Section::Failover, "vip", Shape::Statement(3)),
+    is(Section::Failover, "service", Shape::Section(1)),
+    is(Section::Failover, "run", Shape::Section(1)),
+    is(Section::Failover, "monitor", Shape::Section(0)),
+    is(Section::Failover, "group", Shape::Statement(1)),
+    is(Section::Failover, "stop-ladder", Shape::Section(0)),
+    is(Section::Service, "start", Shape::Statement(1)),
+    is(Section::Service, "stop", Shape::Statement(1)),
+    is(Section::Service, "check", Shape::Statement(1)),
+    is(Section::Service, "unit", Shape::Statement(1)),
+    is(Section::Monitor, "ping", Shape::Statement(ANY)),
+    is(Section::Monitor, "interface", Shape::Statement(ANY)),
 ];
 
 /// Statements about the version of DRBD's kernel module: there is none here.
@@ -699,13 +747,13 @@ pub fn words(section: Section) -> Vec<&'static str> {
 
 /// The sections in which a word could stand, for the message about one that stands elsewhere.
 pub fn sections_of(word: &str) -> Vec<Section> {
-    let all = [Global, Net, Disk, Options, Startup, Handlers];
     let mut sections: Vec<Section> = STRUCTURE
         .iter()
         .filter(|known| known.word == word)
         .map(|known| known.section)
         .chain(
-            all.into_iter()
+            OPTION_SECTIONS
+                .into_iter()
                 .filter(|section| find(*section, word).is_some()),
         )
         .collect();
@@ -717,8 +765,6 @@ pub fn sections_of(word: &str) -> Vec<Section> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const OPTION_SECTIONS: [Section; 6] = [Global, Net, Disk, Options, Startup, Handlers];
 
     #[test]
     fn the_table_is_consistent() {
@@ -771,7 +817,7 @@ mod tests {
     #[test]
     fn a_word_knows_its_sections() {
         assert_eq!(sections_of("ping-int"), [Net]);
-        assert_eq!(sections_of("address"), [Section::Host]);
+        assert_eq!(sections_of("address"), [Section::Host, Section::Witness]);
         assert_eq!(sections_of("nonsense"), []);
     }
 }

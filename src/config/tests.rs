@@ -11,7 +11,7 @@ use super::*;
 
 /// A pair in which `$top` precedes the resource and `$body` is in it; each host brings its own
 /// address and, with `$host`, more.
-fn pair_with(top: &str, body: &str, host: &str) -> String {
+pub(super) fn pair_with(top: &str, body: &str, host: &str) -> String {
     format!(
         "{top}\nresource r0 {{\n{body}\n\
          on alpha {{ address 10.0.0.1:7789; {host} }}\n\
@@ -19,12 +19,12 @@ fn pair_with(top: &str, body: &str, host: &str) -> String {
     )
 }
 
-fn pair(top: &str, body: &str) -> String {
+pub(super) fn pair(top: &str, body: &str) -> String {
     let volume = "device /dev/ublkb0; disk /dev/vg0/r0; meta-disk internal;";
     pair_with(top, &format!("{volume}\n{body}"), "")
 }
 
-fn parse(text: &str) -> Config {
+pub(super) fn parse(text: &str) -> Config {
     Config::parse_str("f", text).unwrap_or_else(|errors| panic!("{}\n{text}", render(&errors)))
 }
 
@@ -34,7 +34,7 @@ fn render(errors: &[Diagnostic]) -> String {
 }
 
 /// The rendered messages of a text that must be refused.
-fn refused(text: &str) -> String {
+pub(super) fn refused(text: &str) -> String {
     match Config::parse_str("f", text) {
         Ok(_) => panic!("accepted:\n{text}"),
         Err(errors) => {
@@ -45,7 +45,7 @@ fn refused(text: &str) -> String {
 }
 
 /// Refused with exactly one message that holds all of `parts`.
-fn refused_once(text: &str, parts: &[&str]) {
+pub(super) fn refused_once(text: &str, parts: &[&str]) {
     let message = refused(text);
     assert_eq!(message.matches("error: ").count(), 1, "{message}");
     for part in parts {
@@ -63,7 +63,7 @@ fn a_pair_has_what_the_agent_needs() {
     let config = parse(&text);
     assert!(config.warnings.is_empty());
     let resource = config.resource("r0").unwrap();
-    assert_eq!(resource.start_policy, StartPolicy::Manual);
+    assert_eq!(resource.start_policy(), StartPolicy::Manual);
     assert_eq!(resource.net.send_buffer, 1 << 20);
     let local = resource.for_node("beta").unwrap();
     let serve = local.serve_config(resource.key().unwrap());
@@ -263,8 +263,6 @@ fn what_is_not_supported_is_refused_by_name() {
         ("disk { disk-timeout 10; }", "`disk-timeout`"),
         ("options { quorum majority; }", "`quorum majority`"),
         ("handlers { split-brain \"x\"; }", "`split-brain`"),
-        ("failover { vip 10.0.0.100/24 dev eth0; }", "`vip`"),
-        ("failover { service web { start \"x\"; } }", "`service`"),
         ("connection-mesh { hosts alpha beta; }", "`connection-mesh`"),
         ("stacked-on-top-of r1 { }", "`stacked-on-top-of`"),
         ("floating 10.0.0.1:7 { }", "`floating`"),
@@ -275,19 +273,6 @@ fn what_is_not_supported_is_refused_by_name() {
         );
     }
     for (top, what) in [
-        ("cluster { heartbeat { interval 250ms; } }", "`heartbeat`"),
-        (
-            "cluster { witness gamma { address 10.0.0.3:7795; } }",
-            "`witness`",
-        ),
-        (
-            "cluster { mode unsafe-two-node; }",
-            "`mode unsafe-two-node`",
-        ),
-        (
-            "cluster { node a { path 10.0.0.1:7794 dev eth0; } }",
-            "`path`",
-        ),
         ("global { drbd-links yes; }", "`drbd-links yes`"),
         ("common { proxy { } }", "`proxy`"),
     ] {
