@@ -6,6 +6,7 @@
 
 pub mod agent;
 pub mod cli;
+mod clock;
 pub mod config;
 pub mod engine;
 pub mod failover;

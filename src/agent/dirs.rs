@@ -60,9 +60,24 @@ impl Dirs {
         self.state.join("devices")
     }
 
+    /// Records of this node's own votes.
+    pub fn votes(&self) -> PathBuf {
+        self.state.join("votes")
+    }
+
+    /// Records of a witness.
+    pub fn witness(&self) -> PathBuf {
+        self.state.join("witness")
+    }
+
     /// Creates what is missing, for root's eyes only.
     pub fn create(&self) -> Result<(), ErrorReply> {
-        for dir in [&self.run, &self.state, &self.device_records()] {
+        for dir in [
+            &self.run,
+            &self.state,
+            &self.device_records(),
+            &self.votes(),
+        ] {
             DirBuilder::new()
                 .recursive(true)
                 .mode(0o700)

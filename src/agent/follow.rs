@@ -1,7 +1,7 @@
-//! Following a data plane: its stream of notices goes into the status, and a block device that has
-//! appeared gets its queue settings.
+//! Following a data plane: its stream of notices goes into the status, a block device that has
+//! appeared gets its queue settings, and what shall be on record goes to the voters.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use tokio::time::sleep;
 use tracing::{error, warn};
 
 use super::channel::{Channel, MAX_REPLY};
+use super::cluster::Cluster;
 use super::front::Fronts;
 use super::protocol::{Reply, ServeNotice, ServeRequest};
 use super::status::Status;
@@ -21,56 +22,78 @@ const CONFIRM_EVERY: Duration = Duration::from_secs(1);
 /// Between attempts to begin the stream.
 const AGAIN: Duration = Duration::from_millis(100);
 
-/// Follows the data plane at `socket` for ever; whoever started this ends it with the process.
-pub async fn follow(socket: PathBuf, fronts: Option<Fronts>, status: Rc<Status>) {
-    loop {
-        let begin = ServeRequest::Events;
-        if let Ok(mut channel) = Channel::open_with(&socket, MAX_REPLY, &begin, &[]) {
-            catch_up(fronts.as_ref(), &socket, &status).await;
-            while let Ok(Reply::Item(notice)) = channel.receive().await {
-                on_notice(fronts.as_ref(), &socket, &status, notice);
-            }
-        }
-        // The process is dying, or did not take the stream yet.
-        sleep(AGAIN).await;
-    }
+/// See the module's description.
+pub struct Follower {
+    pub resource: String,
+    /// Of the data plane.
+    pub socket: PathBuf,
+    pub fronts: Option<Fronts>,
+    pub status: Rc<Status>,
+    pub cluster: Option<Rc<Cluster>>,
 }
 
-/// Makes the settings of devices that appeared before the stream of notices began.
-async fn catch_up(fronts: Option<&Fronts>, socket: &Path, status: &Rc<Status>) {
-    let Some(fronts) = fronts else { return };
-    if fronts.volumes().is_empty() {
-        return;
-    }
-    let view = status.view().await;
-    for device in view.devices.iter().filter(|device| device.serving) {
-        confirm(
-            fronts.clone(),
-            socket.to_owned(),
-            Rc::clone(status),
-            device.volume,
-        );
-    }
-}
-
-/// A data plane has told something.
-fn on_notice(fronts: Option<&Fronts>, socket: &Path, status: &Rc<Status>, notice: Value) {
-    match serde_json::from_value(notice) {
-        Ok(ServeNotice::DeviceStarted { volume, .. }) => {
-            if let Some(fronts) = fronts {
-                confirm(fronts.clone(), socket.to_owned(), Rc::clone(status), volume);
+impl Follower {
+    /// Follows the data plane for ever; whoever started this ends it with the process.
+    pub async fn follow(self) {
+        loop {
+            let begin = ServeRequest::Events;
+            if let Ok(mut channel) = Channel::open_with(&self.socket, MAX_REPLY, &begin, &[]) {
+                self.catch_up().await;
+                while let Ok(Reply::Item(notice)) = channel.receive().await {
+                    self.on_notice(notice);
+                }
             }
+            // The process is dying, or did not take the stream yet.
+            sleep(AGAIN).await;
         }
-        // Deleted by the order that stopped it.
-        Ok(ServeNotice::DeviceStopped { .. }) => {}
-        Ok(ServeNotice::Transition(step)) => status.step(&step),
-        Ok(ServeNotice::Finished(of)) => status.finished(&of),
-        Ok(ServeNotice::Happened(what)) => tracing::debug!(what),
-        Ok(ServeNotice::Picture(picture)) => match serde_json::from_value(picture) {
-            Ok(view) => status.pictured(view),
-            Err(error) => warn!(%error, "picture not understood"),
-        },
-        Err(error) => warn!(%error, "notice not understood"),
+    }
+
+    /// Makes the settings of devices that appeared before the stream of notices began.
+    async fn catch_up(&self) {
+        let Some(fronts) = &self.fronts else { return };
+        if fronts.volumes().is_empty() {
+            return;
+        }
+        let view = self.status.view().await;
+        for device in view.devices.iter().filter(|device| device.serving) {
+            self.confirm(fronts, device.volume);
+        }
+    }
+
+    fn confirm(&self, fronts: &Fronts, volume: u16) {
+        let (socket, status) = (self.socket.clone(), Rc::clone(&self.status));
+        confirm(fronts.clone(), socket, status, volume);
+    }
+
+    /// A data plane has told something.
+    fn on_notice(&self, notice: Value) {
+        let status = &self.status;
+        match serde_json::from_value(notice) {
+            Ok(ServeNotice::DeviceStarted { volume, .. }) => {
+                if let Some(fronts) = &self.fronts {
+                    self.confirm(fronts, volume);
+                }
+            }
+            // Deleted by the order that stopped it.
+            Ok(ServeNotice::DeviceStopped { .. }) => {}
+            Ok(ServeNotice::Transition(step)) => status.step(&step),
+            Ok(ServeNotice::Finished(of)) => status.finished(&of),
+            Ok(ServeNotice::Happened(what)) => tracing::debug!(what),
+            Ok(ServeNotice::RecordAtVoter {
+                volume,
+                generation,
+                term,
+            }) => {
+                if let Some(cluster) = &self.cluster {
+                    cluster.record(&self.resource, volume, generation, term);
+                }
+            }
+            Ok(ServeNotice::Picture(picture)) => match serde_json::from_value(picture) {
+                Ok(view) => status.pictured(view),
+                Err(error) => warn!(%error, "picture not understood"),
+            },
+            Err(error) => warn!(%error, "notice not understood"),
+        }
     }
 }
 

@@ -18,9 +18,10 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 use tracing::{error, info, warn};
 
+use super::cluster::Cluster;
 use super::dirs::{Dirs, remove_if_there};
 use super::disks;
-use super::follow;
+use super::follow::Follower;
 use super::front::{Fronts, term_of};
 use super::listen;
 use super::order::Order;
@@ -31,7 +32,8 @@ use super::retry::{Backoff, Regain, Relisten};
 use super::status::{Phase, Status};
 use super::users;
 use super::view::ResourceView;
-use crate::engine::Term;
+use crate::engine::{Term, Vote};
+use crate::failover::Copy;
 use crate::target::ublk::DeviceRecord;
 
 /// How long a data plane may take to leave after a clean end before it is killed.
@@ -77,6 +79,8 @@ pub struct Site {
     pub dirs: Dirs,
     /// The binary that is started as a data plane.
     pub program: PathBuf,
+    /// None: the operator is the vote.
+    pub cluster: Option<Rc<Cluster>>,
 }
 
 /// A data plane with the tasks that watch it.
@@ -213,10 +217,29 @@ impl Keeper {
             self.reign = term_of(&view.term);
             // As at a start.
             let _ = self.listen(LISTEN_START).await;
+            self.resume();
         } else {
             self.begin_anew(up).await;
         }
         self.status.changed();
+    }
+
+    /// A data plane that an earlier agent left may reign: its lease has to be renewed.
+    fn resume(&self) {
+        let Some(cluster) = self.cluster() else {
+            return;
+        };
+        cluster.enter(self.name());
+        if let Some(Err(error)) = self
+            .table
+            .as_ref()
+            .map(|table| cluster.lease(self.name(), table))
+        {
+            error!(resource = self.name(), reason = error.reason, "lease");
+        }
+        if let (true, Some(term)) = (self.wish.primary, self.reign) {
+            cluster.resume(self.name(), term);
+        }
     }
 
     /// There is no data plane. Its block devices may be there still.
@@ -294,6 +317,7 @@ impl Keeper {
         match order {
             Order::Up => {
                 self.plan.startable()?;
+                self.status.set_resting(false);
                 self.want_everything();
                 self.status.set_trouble(None);
                 let dead = self.running.is_none();
@@ -303,7 +327,10 @@ impl Keeper {
                 }
                 up?;
             }
-            Order::Down => self.down().await?,
+            Order::Down => {
+                self.down().await?;
+                self.status.set_resting(true);
+            }
             Order::Attach(volume) => {
                 let volumes = self.volumes(*volume)?;
                 self.running()?;
@@ -328,10 +355,14 @@ impl Keeper {
                 self.wish.connected = false;
             }
             Order::Primary { force } => {
-                self.promote(*force, false).await?;
+                self.promote(*force, false, false).await?;
+                self.status.set_resting(false);
                 self.regain = None;
             }
-            Order::Secondary { force } => self.secondary(*force).await?,
+            Order::Secondary { force } => {
+                self.secondary(*force).await?;
+                self.status.set_resting(true);
+            }
             Order::Adjust(plan) => self.adjust(plan).await?,
             Order::Invalidate(volume) => {
                 self.command_volumes(*volume, |volume| ServeRequest::Invalidate { volume })
@@ -453,6 +484,10 @@ impl Keeper {
             })?;
             self.table = Some(table);
         }
+        if let (Some(cluster), Some(table)) = (self.cluster(), &self.table) {
+            cluster.enter(self.name());
+            cluster.lease(self.name(), table)?;
+        }
         self.find_fronts();
         let mut config = self.plan.serve.clone();
         if let Some(fronts) = &self.fronts {
@@ -507,9 +542,14 @@ impl Keeper {
 
     /// Makes `plane` the one in charge and follows its notices.
     fn attend(&mut self, plane: Plane) {
-        let status = Rc::clone(&self.status);
-        let follower = follow::follow(plane.socket().to_owned(), self.fronts.clone(), status);
-        let events = tokio_uring::spawn(follower);
+        let follower = Follower {
+            resource: self.name().to_owned(),
+            socket: plane.socket().to_owned(),
+            fronts: self.fronts.clone(),
+            status: Rc::clone(&self.status),
+            cluster: self.cluster().cloned(),
+        };
+        let events = tokio_uring::spawn(follower.follow());
         self.running = Some(Running { plane, events });
     }
 
@@ -586,16 +626,89 @@ impl Keeper {
         Ok(())
     }
 
-    /// Becomes primary. The devices are recorded before the data plane may add them.
-    async fn promote(&mut self, force: bool, recovered: bool) -> Result<(), ErrorReply> {
+    /// The cluster, where this resource's reigns need votes.
+    fn cluster(&self) -> Option<&Rc<Cluster>> {
+        let cluster = self.site.cluster.as_ref();
+        cluster.filter(|_| self.plan.serve.votes)
+    }
+
+    /// The voters' word for the reign that is to begin; none where the operator is the vote.
+    async fn vote(&self, force: bool, again: bool) -> Result<Option<Box<Vote>>, ErrorReply> {
+        let Some(cluster) = self.cluster() else {
+            return Ok(None);
+        };
+        let copies = self.copies().await?;
+        if let Some(term) = term_of(&self.status.view().await.term) {
+            cluster.reigned(self.name(), term);
+        }
+        let again = self.reign.filter(|_| again);
+        let vote = cluster.vote(self.name(), again, copies, force).await?;
+        Ok(Some(Box::new(vote)))
+    }
+
+    async fn copies(&self) -> Result<Vec<Copy>, ErrorReply> {
+        let copies = self.command(&ServeRequest::Copies).await?;
+        serde_json::from_value(copies).map_err(|error| {
+            let help = "agent and data plane must be of the same version";
+            ErrorReply::new(ErrorKind::Failed, error, help)
+        })
+    }
+
+    /// The first reign over a volume puts its generation on record: until then no copy can be
+    /// promoted without force, because nobody knows which is current.
+    async fn record_first(&self, vote: &Vote) {
+        let Some(cluster) = self.cluster() else {
+            return;
+        };
+        for (copy, recorded) in self
+            .copies()
+            .await
+            .unwrap_or_default()
+            .iter()
+            .zip(&vote.recorded)
+        {
+            if recorded.is_none() {
+                cluster.record(self.name(), copy.volume, copy.current, vote.term);
+            }
+        }
+    }
+
+    /// Becomes primary. The devices are recorded before the data plane may add them. `again`: only
+    /// if nobody has reigned since this node did.
+    async fn promote(
+        &mut self,
+        force: bool,
+        recovered: bool,
+        again: bool,
+    ) -> Result<(), ErrorReply> {
         self.running()?;
         self.listen(LISTEN_ORDERED).await?;
+        let vote = self.vote(force, again).await?;
+        let promoted = self.promote_with(force, recovered, vote.clone()).await;
+        match (&promoted, vote, self.cluster()) {
+            (Ok(()), Some(vote), _) => self.record_first(&vote).await,
+            (Err(_), Some(_), Some(cluster)) => cluster.release(self.name()),
+            _ => {}
+        }
+        promoted
+    }
+
+    async fn promote_with(
+        &mut self,
+        force: bool,
+        recovered: bool,
+        vote: Option<Box<Vote>>,
+    ) -> Result<(), ErrorReply> {
         let plane = self.running()?;
         let term = term_of(&self.status.view().await.term).unwrap_or(Term::ZERO);
         if let Some(fronts) = &self.fronts {
             fronts.prepare(term).await?;
         }
-        let request = ServeRequest::Primary { force, recovered };
+        let request = ServeRequest::Primary {
+            force,
+            recovered,
+            vote,
+        };
         plane.command(&request).await?;
         self.wish.primary = true;
         self.reign = term_of(&self.status.view().await.term);
@@ -617,6 +730,9 @@ impl Keeper {
                     self.bring_back().await;
                     return Err(error);
                 }
+            }
+            if let Some(cluster) = self.cluster() {
+                cluster.release(self.name());
             }
             if let Some(fronts) = &self.fronts {
                 fronts.delete().await?;
@@ -655,6 +771,7 @@ impl Keeper {
         let again = ServeRequest::Primary {
             force: false,
             recovered: true,
+            vote: None,
         };
         let back = async {
             if fronts.delete().await? > 0 {
@@ -792,7 +909,7 @@ impl Keeper {
         if newer || peer_reigns {
             return self.abandon("another node has been primary since").await;
         }
-        match self.promote(false, regain.watched).await {
+        match self.promote(false, regain.watched, true).await {
             Ok(()) => info!(resource = self.name(), "primary again"),
             Err(error) if regain.again() => {
                 self.status

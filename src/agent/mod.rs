@@ -6,9 +6,11 @@
 //! threads of its own. When the agent dies its data planes go on; the next agent takes them over.
 
 pub mod channel;
+pub mod cluster;
 pub mod dirs;
 pub mod disks;
 pub mod events;
+pub mod failover;
 pub mod follow;
 pub mod front;
 pub mod hub;
@@ -33,17 +35,20 @@ use rustix::fs::{FlockOperation, flock};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
 
+use cluster::Cluster;
 use dirs::Dirs;
 use keeper::Site;
 use node::{Loader, Node};
 use protocol::{ErrorKind, ErrorReply};
 
+use crate::failover::pulse::PulseConfig;
+
 /// Runs the agent until a signal ends it. `load` reads the configuration of this node; its
-/// first failure ends the agent before anything is touched.
+/// first failure ends the agent before anything is touched. `cluster`: where reigns need votes.
 ///
 /// Ends with `Ok` when everything is down or was left running on purpose (SIGUSR2), and with
 /// `Refused` when SIGTERM found devices in use.
-pub fn run(dirs: Dirs, load: Loader) -> Result<(), ErrorReply> {
+pub fn run(dirs: Dirs, load: Loader, cluster: Option<PulseConfig>) -> Result<(), ErrorReply> {
     let plans = load()?;
     dirs.create()?;
     let _lock = lock(&dirs)?;
@@ -64,10 +69,14 @@ pub fn run(dirs: Dirs, load: Loader) -> Result<(), ErrorReply> {
     runtime.block_on(async {
         let signals = Signals::new()?;
         let listener = server::bind(&dirs.control_socket())?;
+        let cluster = cluster
+            .map(|config| Cluster::start(&dirs, config))
+            .transpose()?;
         let node = Node::new(
             Site {
                 dirs: dirs.clone(),
                 program,
+                cluster,
             },
             load,
         );
@@ -125,7 +134,8 @@ fn lock(dirs: &Dirs) -> Result<File, ErrorReply> {
 }
 
 /// Tells systemd how far the agent is, when it asked to be told.
-fn tell_supervisor(state: sd_notify::NotifyState<'_>) {
+/// Tells the service manager, where there is one.
+pub fn tell_supervisor(state: sd_notify::NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(&[state]) {
         warn!(%error, "cannot notify the service manager");
     }

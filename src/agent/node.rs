@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use tracing::warn;
 
 use super::events::Event;
+use super::failover::Failover;
 use super::hub::Hub;
 use super::keeper::{Input, Keeper, Site};
 use super::order::Order;
@@ -72,6 +73,9 @@ impl Node {
         }
         let status = Status::new(&self.site.dirs, &plan, self.hub.clone());
         let orders = Keeper::spawn(Rc::clone(&self.site), plan, Rc::clone(&status), up);
+        if let Some(cluster) = &self.site.cluster {
+            Failover::spawn(cluster, &status, &orders);
+        }
         let resource = Resource { orders, status };
         self.resources.borrow_mut().insert(name, resource);
     }

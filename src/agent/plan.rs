@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::{Map, Value};
 
+use super::failover::Managed;
 use super::protocol::{ErrorKind, ErrorReply, ServeConfig, Target};
 
 /// One resource as this node runs it.
@@ -17,6 +18,8 @@ pub struct Plan {
     pub auto: bool,
     /// What the configuration asks for and this agent does not do: it starts no such resource.
     pub unsupported: Option<&'static str>,
+    /// Who takes over by itself; none = the operator promotes.
+    pub managed: Option<Managed>,
 }
 
 /// Where a volume's bytes are.
@@ -51,6 +54,7 @@ impl Plan {
         let with_options = Plan {
             serve: old.serve.with_options_of(&self.serve),
             auto: self.auto,
+            managed: self.managed.clone(),
             ..old.clone()
         };
         *self == with_options
@@ -139,6 +143,7 @@ pub mod tests {
                 csums: false,
                 verify_alg: "crc32c".to_owned(),
                 verify_repair: false,
+                votes: false,
                 send_buffer: 0,
                 volumes: vec![ServeVolume {
                     volume: 0,
@@ -155,6 +160,7 @@ pub mod tests {
             }],
             auto: false,
             unsupported: None,
+            managed: None,
         }
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::pace::Limits;
+use crate::engine::{Generation, Term, VolumeId, Vote};
 use crate::target::Client;
 
 /// A request of the command line to the agent (`RUN_DIR/control.sock`).
@@ -245,6 +246,9 @@ pub struct ServeConfig {
     pub verify_alg: String,
     #[serde(default)]
     pub verify_repair: bool,
+    /// Reigns and new generations need the voters' word, and completions a lease.
+    #[serde(default)]
+    pub votes: bool,
     /// `sndbuf-size`, bytes on their way to the peer; 0 = chosen by the data plane.
     pub send_buffer: u32,
     pub volumes: Vec<ServeVolume>,
@@ -427,6 +431,9 @@ pub enum ServeRequest {
         force: bool,
         /// The data plane was primary and died under the agent's eyes: the same reign goes on.
         recovered: bool,
+        /// What the voters have said, where there are any.
+        #[serde(default)]
+        vote: Option<Box<Vote>>,
     },
     /// Refused while a client has an NBD export open: the answer is then a list of [`InUse`], and
     /// nothing has changed. Not with `force`, which cuts clients off.
@@ -447,6 +454,9 @@ pub enum ServeRequest {
         scope: VerifyOptions,
     },
     Status,
+    /// What a vote needs to know: a list of `failover::Copy`.
+    Copies,
+    Voter(VoterSays),
     /// Streams notices as `Reply::Item` until the socket closes, a picture after every change.
     Events,
     /// The agent is about to set them, for which the kernel empties the device's queue: the data
@@ -470,6 +480,19 @@ pub struct InUse {
     pub clients: Vec<Client>,
 }
 
+/// What the voters have answered to a data plane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "said", rename_all = "kebab-case")]
+pub enum VoterSays {
+    /// To [`ServeNotice::RecordAtVoter`].
+    Recorded {
+        volume: VolumeId,
+        generation: Generation,
+    },
+    /// Another reigns.
+    Deposed { term: Term },
+}
+
 /// One item of the stream that `ServeRequest::Events` begins.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -481,6 +504,12 @@ pub enum ServeNotice {
     DeviceStopped { volume: u16, minor: u32 },
     /// A state has changed: one for each step, in the order in which they were taken.
     Transition(Transition),
+    /// A generation has to be on record before writes go on that the peer lacks.
+    RecordAtVoter {
+        volume: VolumeId,
+        generation: Generation,
+        term: Term,
+    },
     /// A sync, verify or repair has ended.
     Finished(Finished),
     /// Something else has happened; what, for the log.

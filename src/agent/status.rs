@@ -60,6 +60,9 @@ pub struct Status {
     published: RefCell<Option<ResourceView>>,
     hub: Hub,
     gone: Cell<bool>,
+    /// An operator has made this node secondary, or has taken the resource down: it does not take
+    /// over by itself.
+    resting: Cell<bool>,
     /// The keeper is bringing the resource to the wish: what it has not come to yet is not how
     /// the operator wants it.
     settling: Cell<bool>,
@@ -80,6 +83,7 @@ impl Status {
             published: RefCell::default(),
             hub,
             gone: Cell::new(false),
+            resting: Cell::new(false),
             settling: Cell::new(false),
         });
         status.changed();
@@ -204,6 +208,19 @@ impl Status {
     pub fn retire(&self) {
         self.gone.set(true);
         self.changed();
+    }
+
+    /// See [`Status::retire`].
+    pub fn is_retired(&self) -> bool {
+        self.gone.get()
+    }
+
+    pub fn set_resting(&self, resting: bool) {
+        self.resting.set(resting);
+    }
+
+    pub fn is_resting(&self) -> bool {
+        self.resting.get()
     }
 
     /// The picture that listeners of events know.

@@ -90,6 +90,8 @@ enum Verb {
     /// Data plane of one resource, started by the agent
     #[command(hide = true)]
     Serve(processes::ServeArgs),
+    /// Run the third vote, on a host that has no data; one witness serves many clusters
+    Witness(processes::WitnessArgs),
     /// Show what a replicated disk does, on this machine, with two nodes of its own
     Demo(demo::DemoArgs),
     #[command(flatten)]
@@ -172,6 +174,7 @@ fn run(cli: Cli) -> Result<ExitCode, ErrorReply> {
         Verb::Demo(args) => return Ok(demo::run(&args)),
         Verb::Agent => processes::agent(global),
         Verb::Serve(args) => processes::serve(&args),
+        Verb::Witness(args) => processes::witness(global, &args),
         Verb::Metadata(verb) => metadata::run(global, verb),
         Verb::Lifecycle(verb) => lifecycle::run(global, verb),
         Verb::Look(verb) => look::run(global, verb),

@@ -8,9 +8,17 @@ use std::path::{Path, PathBuf};
 use clap::Subcommand;
 use serde_json::json;
 
+use crate::agent::failover::Managed;
 use crate::agent::plan::{DiskPlan, Plan};
-use crate::agent::protocol::{ErrorKind, ErrorReply, Target};
-use crate::config::{Arbiter, Config, Diagnostic, LocalResource, StartPolicy, default_path, dump};
+use crate::agent::protocol::{ErrorKind, ErrorReply, ServeConfig, Target};
+use crate::config::{
+    Arbiter, Config, Diagnostic, Failover, LocalResource, Spanned, StartPolicy, default_path, dump,
+    read_key,
+};
+use crate::engine::NodeId;
+use crate::failover::Lease;
+use crate::failover::membership::Timing;
+use crate::failover::pulse::{PathConfig, PulseConfig};
 
 use super::{Global, Outcome, text};
 
@@ -77,17 +85,95 @@ pub fn plans(global: &Global) -> Result<Vec<Plan>, ErrorReply> {
 /// What this version does not carry out of what is configured for a resource.
 fn unsupported(config: &Config, local: &LocalResource<'_>) -> Option<&'static str> {
     let cluster = &config.cluster;
-    if local.resource.failover.as_ref().is_some_and(|f| f.acts()) {
-        return Some("`failover` with more than `start-policy`");
+    if let Some(failover) = &local.resource.failover {
+        let plain = Failover {
+            start_policy: failover.start_policy,
+            preferred: failover.preferred.clone(),
+            ..Failover::default()
+        };
+        if *failover != plain {
+            return Some("`failover` with steps, groups, monitors or failback");
+        }
     }
     match cluster.arbiter {
-        Arbiter::Witness(_) => Some("`witness`"),
         Arbiter::Fence(_) => Some("`fence-command`"),
         Arbiter::UnsafeTwoNode => Some("`mode unsafe-two-node`"),
-        Arbiter::Manual if cluster.watchdog.is_some() => Some("`watchdog`"),
-        Arbiter::Manual if !cluster.notify.is_empty() => Some("`notify`"),
-        Arbiter::Manual => None,
+        _ if cluster.watchdog.is_some() => Some("`watchdog`"),
+        _ if !cluster.notify.is_empty() => Some("`notify`"),
+        Arbiter::Witness(_) | Arbiter::Manual => None,
     }
+}
+
+/// How the agent takes over by itself, where it does.
+fn managed(config: &Config, local: &LocalResource<'_>) -> Option<Managed> {
+    let failover = local.resource.failover.as_ref()?;
+    let automatic = matches!(config.cluster.arbiter, Arbiter::Witness(_));
+    let own = |name: &Spanned<String>| local.own.names.iter().any(|own| own.value == name.value);
+    (automatic && failover.start_policy == StartPolicy::Auto).then(|| Managed {
+        preferred_is_me: failover.preferred.as_ref().map(own),
+        boot_wait: config.cluster.heartbeat.boot_wait,
+    })
+}
+
+/// The heartbeats of this node, where votes are needed. `votes`: folder of its own votes.
+pub fn pulse(global: &Global, votes: PathBuf) -> Result<Option<PulseConfig>, ErrorReply> {
+    let config = load(global)?;
+    let cluster = &config.cluster;
+    let Arbiter::Witness(witness) = &cluster.arbiter else {
+        return Ok(None);
+    };
+    let name = global.node();
+    let refused = |reason: String, help: &str| ErrorReply::new(ErrorKind::Config, reason, help);
+    let Some(me) = cluster.nodes.get(&name) else {
+        return Err(refused(
+            format!("this node, {name}, has no `node` in the `cluster` section"),
+            "write one with its node-id and paths, or name the node with --node",
+        ));
+    };
+    let others: Vec<_> = cluster
+        .nodes
+        .values()
+        .filter(|node| node.name != me.name)
+        .collect();
+    let [peer] = others[..] else {
+        return Err(refused(
+            "votes are for clusters of two nodes in this version".to_owned(),
+            "leave one other `node` in the `cluster` section",
+        ));
+    };
+    let Some(key_file) = &cluster.key_file else {
+        return Err(refused(
+            "a cluster with a witness needs a `key-file`".to_owned(),
+            "`lockstep keygen` makes one; copy it to the other node",
+        ));
+    };
+    let key = read_key(key_file).map_err(|note| config_error(&[note]))?;
+    let paths = me
+        .paths
+        .iter()
+        .zip(&peer.paths)
+        .map(|(own, peer)| PathConfig {
+            own: own.address.value,
+            peer: peer.address.value,
+        });
+    let times = &cluster.heartbeat;
+    Ok(Some(PulseConfig {
+        key: key.into_bytes(),
+        me: NodeId(me.node_id.value),
+        peer: NodeId(peer.node_id.value),
+        paths: paths.collect(),
+        witness: Some(witness.address.value),
+        timing: Timing {
+            interval: times.interval,
+            warn_after: times.warn_after,
+            dead_after: times.dead_after,
+        },
+        lease: Lease {
+            length: times.lease,
+            margin: times.margin(),
+        },
+        votes,
+    }))
 }
 
 fn plan(config: &Config, local: &LocalResource<'_>) -> Result<Plan, ErrorReply> {
@@ -99,9 +185,13 @@ fn plan(config: &Config, local: &LocalResource<'_>) -> Result<Plan, ErrorReply> 
     });
     Ok(Plan {
         unsupported: unsupported(config, local),
-        serve: local.serve_config(key),
+        serve: ServeConfig {
+            votes: matches!(config.cluster.arbiter, Arbiter::Witness(_)),
+            ..local.serve_config(key)
+        },
         disks: disks.collect(),
         auto: local.resource.start_policy() == StartPolicy::Auto,
+        managed: managed(config, local),
     })
 }
 

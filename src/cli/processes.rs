@@ -1,13 +1,16 @@
 //! Verbs that are processes: the agent and the data plane.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use lockstep_transport::sealed::Key;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::prelude::*;
 
 use crate::agent::protocol::{ErrorKind, ErrorReply};
-use crate::{agent, reactor};
+use crate::failover::witness::{self, Witness, WitnessError};
+use crate::{agent, config, reactor};
 
 use super::{Global, Outcome, offline};
 
@@ -28,7 +31,49 @@ pub fn agent(global: &Global) -> Outcome {
         node: global.node.clone(),
         json: global.json,
     };
-    agent::run(global.dirs(), Box::new(move || offline::plans(&global)))
+    let dirs = global.dirs();
+    let cluster = offline::pulse(&global, dirs.votes())?;
+    agent::run(dirs, Box::new(move || offline::plans(&global)), cluster)
+}
+
+#[derive(Args, Debug)]
+pub struct WitnessArgs {
+    /// Where nodes reach it
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: SocketAddr,
+    /// Serve only the clusters with these keys (`lockstep keygen`); otherwise any cluster that
+    /// introduces itself
+    #[arg(long, value_name = "FILE")]
+    key_file: Vec<PathBuf>,
+}
+
+/// Runs the third vote.
+pub fn witness(global: &Global, args: &WitnessArgs) -> Outcome {
+    log_to_stderr();
+    let mut keys = Vec::new();
+    for path in &args.key_file {
+        let key = config::read_key(path)
+            .map_err(|error| ErrorReply::new(ErrorKind::Config, &error.kind, error.help()))?;
+        keys.push(Key::of_witness(key.as_bytes()));
+    }
+    let folder = global.dirs().witness();
+    let witness = Witness::open(&folder, &keys)?;
+    let socket = witness::listen(args.listen)?;
+    tracing::info!(address = %args.listen, folder = %folder.display(), "witness is ready");
+    agent::tell_supervisor(sd_notify::NotifyState::Ready);
+    Ok(witness.serve(&socket)?)
+}
+
+impl From<WitnessError> for ErrorReply {
+    fn from(error: WitnessError) -> ErrorReply {
+        let help = match &error {
+            WitnessError::State { .. } => "name a folder that this user may write: --state-dir",
+            WitnessError::Slots(_) => "is another witness running with the same --state-dir?",
+            WitnessError::Listen { .. } => "name an address of this host and a free port: --listen",
+            _ => "see `journalctl` for what the host lacks",
+        };
+        ErrorReply::new(ErrorKind::Failed, error, help)
+    }
 }
 
 fn absolute(path: &Path) -> Result<PathBuf, ErrorReply> {

@@ -97,7 +97,7 @@ impl Resource {
 }
 
 /// First line of a key file that only its owner can read.
-fn read_key(path: &Path) -> Result<String, Diagnostic> {
+pub fn read_key(path: &Path) -> Result<String, Diagnostic> {
     let fail = |fault: String| {
         Diagnostic::new(DiagnosticKind::KeyFile {
             file: path.display().to_string(),
@@ -150,6 +150,7 @@ impl LocalResource<'_> {
             csums: net.csums_alg.is_some() && !net.csums_after_crash_only,
             verify_alg: net.verify_alg.clone().unwrap_or_default(),
             verify_repair: net.verify_repair,
+            votes: false,
             send_buffer: u32::try_from(net.send_buffer).unwrap_or(u32::MAX),
             volumes: self.own.volumes.iter().map(serve_volume).collect(),
         }

@@ -57,7 +57,7 @@ pub use failover::{
     CheckOptions, Control, Failback, Failover, Fsck, LastResort, Monitor, MonitorOptions, Mount,
     Service, Step, StopLadder, Vip,
 };
-pub use local::LocalResource;
+pub use local::{LocalResource, read_key};
 pub use model::{
     Config, DataPath, DiskOptions, Host, MetaDisk, NetOptions, Protocol, Resource, Spanned,
     StartPolicy, Volume,

@@ -1,5 +1,7 @@
 //! What the driver tells the engine.
 
+use serde::{Deserialize, Serialize};
+
 use super::config::Timeouts;
 use super::ids::{
     Buffer, CommandId, Generation, IoId, LinkId, NodeId, RequestId, Span, Term, VolumeId,
@@ -61,7 +63,7 @@ pub enum IoOutcome {
 
 /// The third voter's word that this node may be primary: while the lease lasts it names nobody
 /// else.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Vote {
     /// The new reign; later than every earlier one.
     pub term: Term,

@@ -5,8 +5,16 @@
 //! are pure state machines: [`Voter`] is a voter, the same on a node and in a witness; [`Seat`] is
 //! what a node's agent knows and asks. Their driver owns clock, sockets and files.
 
+mod enrol;
+pub mod letter;
+pub mod manager;
+pub mod membership;
+pub mod pulse;
+pub mod report;
 mod seat;
+mod slots;
 mod voter;
+pub mod witness;
 
 pub use seat::{Input, Memory, Other, Output, Seat, SeatConfig};
 pub use voter::{

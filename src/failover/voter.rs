@@ -268,6 +268,11 @@ impl Voter {
         self.lease_until
     }
 
+    /// Lengths of leases from now on.
+    pub fn set_lease(&mut self, lease: Lease) {
+        self.config.lease = lease;
+    }
+
     /// The lease of the owner lasts at least until then: this voter's own node reigns.
     pub fn extend(&mut self, until: Time) {
         self.lease_until = self.lease_until.max(until);

@@ -19,7 +19,7 @@ use super::digest;
 use super::lines::{First, LineError, Lines, Request, first};
 use super::orders::{Answer, LinkWish, Order, Orders};
 use super::serve::{Addresses, timeouts};
-use super::status::{Snapshot, render};
+use super::status::{Snapshot, copies, render};
 use crate::agent::protocol::{
     ErrorKind, ErrorReply, Reply, ServeConfig, ServeNotice, ServeRequest, VerifyOptions,
 };
@@ -200,11 +200,15 @@ impl Shared {
                 self.command(Command::Connect { discard_my_data }).await
             }
             ServeRequest::Disconnect => self.command(Command::Disconnect).await,
-            ServeRequest::Primary { force, recovered } => {
-                let ground = if recovered {
-                    Ground::Recovered
-                } else {
-                    Ground::Operator
+            ServeRequest::Primary {
+                force,
+                recovered,
+                vote,
+            } => {
+                let ground = match vote {
+                    Some(vote) => Ground::Voter(*vote),
+                    None if recovered => Ground::Recovered,
+                    None => Ground::Operator,
                 };
                 self.command(Command::Primary { force, ground }).await
             }
@@ -221,6 +225,11 @@ impl Shared {
             }
             ServeRequest::Verify { volume, scope } => self.verify(VolumeId(volume), &scope).await,
             ServeRequest::Status => self.status().await,
+            ServeRequest::Copies => self.copies().await,
+            ServeRequest::Voter(said) => {
+                self.orders.send(Order::Voter(said));
+                Ok(Value::Null)
+            }
             ServeRequest::QueueFreezes { volume } => {
                 let volume = VolumeId(volume);
                 self.ask(|reply| Order::QueueFreezes { volume, reply })
@@ -385,6 +394,13 @@ impl Shared {
 
     async fn status(&self) -> Answer {
         Ok(self.picture().await?.0)
+    }
+
+    /// What the voters are told about this node's copies.
+    async fn copies(&self) -> Answer {
+        let copies = copies(&self.snapshot().await?.engine);
+        serde_json::to_value(copies)
+            .map_err(|error| ErrorReply::new(ErrorKind::Failed, error, "report this"))
     }
 
     async fn snapshot(&self) -> Result<Snapshot, ErrorReply> {

@@ -20,6 +20,7 @@ mod device;
 mod digest;
 mod disk;
 mod fronts;
+pub mod lease;
 mod lines;
 mod links;
 mod meta;

@@ -10,7 +10,7 @@ use super::attach::OpenedDisk;
 use super::device::DeviceOrder;
 use super::ring::Waker;
 use super::status::Snapshot;
-use crate::agent::protocol::{ErrorReply, ServeNotice};
+use crate::agent::protocol::{ErrorReply, ServeNotice, VoterSays};
 use crate::engine::{Command, NodeId, VolumeId};
 
 /// Notices that a slow listener may be behind before it misses some.
@@ -71,6 +71,8 @@ pub enum Order {
         volume: VolumeId,
         reply: Reply,
     },
+    /// What the voters have answered.
+    Voter(VoterSays),
     Device(DeviceOrder),
 }
 

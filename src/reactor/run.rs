@@ -10,7 +10,6 @@ use std::os::fd::OwnedFd;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
-use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
 
 use super::attach::OpenedDisk;
@@ -18,6 +17,7 @@ use super::buffers::{Memory, ResyncPool};
 use super::counters::{Counters, Measure};
 use super::disk::{Disks, Finished, Work};
 use super::fronts::Fronts;
+use super::lease::{Completed, Gate, LeaseWord};
 use super::links::Links;
 use super::meta::Metas;
 use super::orders::{LinkWish, Order, Orders, Reply, Reports};
@@ -27,7 +27,8 @@ use super::recorder::Recorder;
 use super::ring::{Completion, Owner, Ring, Waker};
 use super::status::{Snapshot, VolumeFacts, finished, transition};
 use super::track::{Leftover, TrackTable};
-use crate::agent::protocol::{ErrorKind, ErrorReply, ServeConfig, ServeNotice};
+use crate::agent::protocol::{ErrorKind, ErrorReply, ServeConfig, ServeNotice, VoterSays};
+use crate::clock;
 use crate::engine::{
     Action, Buffer, Command, CommandId, Config, DiskState, Engine, Event, IoId, IoOutcome, Message,
     NodeId, Notice, Refusal, ResourceStatus, Time, VolumeId,
@@ -106,6 +107,7 @@ pub struct Reactor {
     fronts: Fronts,
     resync: ResyncPool,
     table: Option<TrackTable>,
+    gate: Gate,
     leftover: Leftover,
     /// Volumes that have had a disk in this process.
     attached: Vec<bool>,
@@ -131,12 +133,6 @@ pub struct Reactor {
     meta_done: Vec<(IoId, IoOutcome)>,
 }
 
-/// Nanoseconds on the boot-time clock.
-fn clock() -> Time {
-    let now = clock_gettime(ClockId::Boottime);
-    Time(now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64)
-}
-
 impl Reactor {
     /// Allocates everything. Runs on the ring thread.
     pub fn new(setup: Setup) -> io::Result<Reactor> {
@@ -153,6 +149,7 @@ impl Reactor {
         // Writes, sync blocks and what answers the peer's own.
         let resync_bytes = u64::from(engine.resync_buffers) * u64::from(engine.resync_chunk);
         let send_buffer = 2 * (engine.max_unacked_bytes + resync_bytes) as usize + SEND_SLACK;
+        let gate = gate(config.votes, table.as_ref())?;
         let (table, leftover) = match table {
             Some(memory) => {
                 let (table, leftover) = TrackTable::open(memory, engine.boot_id)?;
@@ -170,6 +167,7 @@ impl Reactor {
             fronts: Fronts::new(&config),
             resync: ResyncPool::new(engine.resync_buffers, engine.resync_chunk)?,
             table,
+            gate,
             leftover,
             attached: vec![false; count],
             counters: Counters::new(count),
@@ -186,7 +184,7 @@ impl Reactor {
             orders,
             inbox,
             reports,
-            now: clock(),
+            now: clock::now(),
             events: VecDeque::new(),
             fresh: Vec::new(),
             actions: Vec::new(),
@@ -204,9 +202,12 @@ impl Reactor {
             if let Err(error) = self.ring.wait(timeout, &mut completions) {
                 return error;
             }
-            self.now = clock();
+            self.now = clock::now();
             for completion in completions.drain(..) {
                 self.on_completion(completion);
+            }
+            for completed in self.gate.renewed() {
+                self.complete(completed);
             }
             while let Ok(order) = self.inbox.try_recv() {
                 self.on_order(order);
@@ -226,9 +227,10 @@ impl Reactor {
         let tails = self.tails.iter().map(|tail| tail.deadline).min();
         let leaving = self.leaving.iter().map(|leaving| leaving.until).min();
         let fronts = self.fronts.next_deadline();
-        let parts = tails.into_iter().chain(leaving).chain(fronts);
+        let gate = self.gate.next_deadline(self.now);
+        let parts = tails.into_iter().chain(leaving).chain(fronts).chain(gate);
         let next = engine.into_iter().chain(parts).min()?;
-        Some(next.since(clock()))
+        Some(next.since(clock::now()))
     }
 
     /// Works until there is nothing left to do without the outside.
@@ -379,6 +381,7 @@ impl Reactor {
                 // The asker may have left.
                 let _ = reply.send(Ok(Value::Null));
             }
+            Order::Voter(said) => self.voter(said),
             Order::Device(order) => self.fronts.on_device(&mut self.ring, order),
         }
     }
@@ -462,9 +465,9 @@ impl Reactor {
     fn perform(&mut self, action: Action) {
         match action {
             Action::Complete { request, result } => {
-                let (ring, counters) = (&mut self.ring, &mut self.counters);
-                self.fronts
-                    .complete(ring, (request, result), self.now, counters);
+                if let Some(completed) = self.gate.pass((request, result)) {
+                    self.complete(completed);
+                }
             }
             Action::Send {
                 link,
@@ -504,9 +507,15 @@ impl Reactor {
                     self.close_disk(index);
                 }
             }
-            Action::RecordAtVoter { .. } => {
-                tracing::error!("the engine asks for a voter that is not configured");
-            }
+            Action::RecordAtVoter {
+                volume,
+                generation,
+                term,
+            } => self.reports.notice(ServeNotice::RecordAtVoter {
+                volume,
+                generation,
+                term,
+            }),
             Action::Track { slot, volume, span } => {
                 if let Some(table) = &mut self.table {
                     table.track(slot, volume, span);
@@ -524,6 +533,27 @@ impl Reactor {
             }
             Action::Publish(notice) => self.publish(notice),
             other => self.perform_io(other),
+        }
+    }
+
+    fn complete(&mut self, completed: Completed) {
+        let (ring, counters) = (&mut self.ring, &mut self.counters);
+        self.fronts.complete(ring, completed, self.now, counters);
+    }
+
+    /// The agent says what the voters have answered.
+    fn voter(&mut self, said: VoterSays) {
+        match said {
+            VoterSays::Recorded { volume, generation } => {
+                self.events
+                    .push_back(Event::VoterRecorded { volume, generation });
+            }
+            VoterSays::Deposed { term } => {
+                for completed in self.gate.deposed() {
+                    self.complete(completed);
+                }
+                self.events.push_back(Event::Deposed { term });
+            }
         }
     }
 
@@ -780,6 +810,16 @@ impl Reactor {
             notices: self.reports.sent(),
             volumes: (0..self.volumes.len()).map(facts).collect(),
         }
+    }
+}
+
+/// What completions have to pass.
+fn gate(votes: bool, memory: Option<&OwnedFd>) -> io::Result<Gate> {
+    match memory {
+        _ if !votes => Ok(Gate::default()),
+        Some(memory) => Ok(Gate::leased(LeaseWord::open(memory)?)),
+        // Nothing could ever pass.
+        None => Err(io::ErrorKind::NotFound.into()),
     }
 }
 

@@ -231,7 +231,10 @@ fn engine_config(config: &ServeConfig, boot_id: u64) -> Result<Config, ServeErro
             other => return Err(ServeError::Protocol(other)),
         },
         timeouts: timeouts(config),
-        vote: VoteMode::Operator,
+        vote: match config.votes {
+            true => VoteMode::Voter,
+            false => VoteMode::Operator,
+        },
         // The log on disk has room for this many.
         al_extents: config.al_extents.min(Layout::max_al_extents()),
         resync_buffers: RESYNC_BUFFERS,

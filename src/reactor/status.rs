@@ -10,9 +10,10 @@ use super::progress::mean;
 use super::reason::{Names, of_loss, of_refusal};
 use crate::agent::protocol::{Finished, FrontEnd, Run, ServeConfig, Transition};
 use crate::engine::{
-    ConnectionState, ConnectionStatus, DeviceStatus, LinkLoss, Notice, PeerDeviceStatus, Refusal,
-    ResourceStatus, VerifyStatus,
+    ConnectionState, ConnectionStatus, DeviceStatus, DiskState, Generation, LinkLoss, Notice,
+    PeerDeviceStatus, Refusal, ReplicationState, ResourceStatus, VerifyStatus,
 };
+use crate::failover::Copy;
 
 /// What the reactor knows about a volume besides the engine's picture.
 #[derive(Clone, Debug, Default)]
@@ -214,6 +215,26 @@ fn position(config: &ServeConfig, volume: u16) -> Option<usize> {
         .volumes
         .iter()
         .position(|entry| entry.volume == volume)
+}
+
+/// What a vote needs to know about this node's copies.
+pub fn copies(engine: &ResourceStatus) -> Vec<Copy> {
+    let current = |state| state == DiskState::UpToDate;
+    let pairs = engine.devices.iter().zip(&engine.connection.peer_devices);
+    let copy = |(device, peer): (&DeviceStatus, &PeerDeviceStatus)| {
+        let ancestry = std::iter::once(device.base).chain(device.history.iter().copied());
+        let follows = matches!(
+            peer.replication,
+            ReplicationState::Established | ReplicationState::VerifyS | ReplicationState::VerifyT
+        );
+        Copy {
+            volume: device.volume,
+            current: Generation(device.current),
+            ancestry: ancestry.map(Generation).filter(|g| !g.is_fresh()).collect(),
+            agreed: follows && current(device.disk) && current(peer.peer_disk),
+        }
+    };
+    pairs.map(copy).collect()
 }
 
 /// Minor number (-1 without) and what applications open.
@@ -424,6 +445,7 @@ pub(super) mod tests {
             csums: false,
             verify_alg: "crc32c".to_owned(),
             verify_repair: false,
+            votes: false,
             send_buffer: 0,
             volumes: vec![ServeVolume {
                 volume: 4,

@@ -11,6 +11,7 @@ mod crashes;
 mod disks;
 mod divergence;
 mod external;
+mod failover;
 mod load;
 mod nbd;
 mod network;

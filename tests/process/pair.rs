@@ -50,6 +50,8 @@ pub struct Plan {
     pub meta: Meta,
     /// Further words of the `net` section.
     pub net: String,
+    /// A witness votes, and the nodes take over by themselves.
+    pub cluster: bool,
     /// Addresses with port of alpha and beta; unique ones of the loopback network if `None`.
     pub addresses: Option<[String; 2]>,
     pub namespaces: Option<[String; 2]>,
@@ -66,6 +68,7 @@ impl Default for Plan {
             front: Front::Unix,
             meta: Meta::Internal,
             net: "timeout 9; connect-int 1;".to_owned(),
+            cluster: false,
             addresses: None,
             namespaces: None,
             files: BTreeMap::new(),
@@ -111,6 +114,9 @@ impl Pair {
             pair.beta.namespace = Some(beta);
         }
         std::fs::write(&config, pair.configuration()).expect("config");
+        if pair.plan.cluster {
+            pair.alpha.run(&["keygen"]).ok();
+        }
         for name in ["alpha", "beta"] {
             for volume in 0..pair.plan.volumes {
                 pair.make(&pair.disk_of(name, volume), pair.plan.size);
@@ -151,14 +157,51 @@ impl Pair {
 
     pub fn configuration(&self) -> String {
         let [alpha, beta] = self.plan.addresses.as_ref().expect("set");
+        let failover = if self.plan.cluster {
+            "    failover { }\n"
+        } else {
+            ""
+        };
         format!(
-            "resource r0 {{
+            "{}resource r0 {{
     net {{ shared-secret \"a secret of the test\"; {} }}
-{}{}}}
+{}{}{failover}}}
 ",
+            self.cluster(),
             self.plan.net,
             self.host("alpha", alpha, 0),
             self.host("beta", beta, 1)
+        )
+    }
+
+    /// Where the witness listens: beside alpha.
+    pub fn witness_address(&self) -> String {
+        format!("{}:7795", self.ip(0))
+    }
+
+    fn ip(&self, node: usize) -> String {
+        let addresses = self.plan.addresses.as_ref().expect("set");
+        let (ip, _) = addresses[node].rsplit_once(':').expect("an address");
+        ip.to_owned()
+    }
+
+    fn cluster(&self) -> String {
+        if !self.plan.cluster {
+            return String::new();
+        }
+        format!(
+            "cluster {{
+    key-file {};
+    heartbeat {{ interval 100ms; dead-after 500ms; lease 1s; boot-wait 3s; }}
+    node alpha {{ node-id 0; path {}:7794; }}
+    node beta {{ node-id 1; path {}:7794; }}
+    witness gamma {{ address {}; }}
+}}
+",
+            self.dir.path().join("cluster.key").display(),
+            self.ip(0),
+            self.ip(1),
+            self.witness_address(),
         )
     }
 

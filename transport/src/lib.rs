@@ -9,6 +9,7 @@ mod outbound;
 pub mod packet;
 pub mod payloads;
 pub mod ring;
+pub mod sealed;
 pub mod simlink;
 pub mod socket;
 pub mod tcp;
