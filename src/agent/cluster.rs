@@ -196,14 +196,23 @@ impl Cluster {
         }
     }
 
-    /// Tells a data plane what the voters have said. One that is gone asks its successor's way.
+    /// Makes sure that a connected peer still answers.
+    pub fn probe(&self, resource: &str) {
+        self.send(resource.to_owned(), ServeRequest::Probe);
+    }
+
+    /// Tells a data plane what the voters have said. One that is gone has a successor that asks
+    /// anew.
     fn tell(&self, resource: String, said: VoterSays) {
+        self.send(resource, ServeRequest::Voter(said));
+    }
+
+    fn send(&self, resource: String, request: ServeRequest) {
         let socket = self.dirs.serve_socket(&resource);
         tokio_uring::spawn(async move {
-            let request = ServeRequest::Voter(said);
             let told = exchange(&resource, &socket, &request, &[], STATUS_ANSWER).await;
             if let Err(error) = told {
-                tracing::debug!(resource, reason = error.reason, "word of the voters");
+                tracing::debug!(resource, reason = error.reason, "data plane not reached");
             }
         });
     }

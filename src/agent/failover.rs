@@ -75,11 +75,14 @@ impl Failover {
                     said = None;
                     self.try_now().await;
                 }
-                Err(wait) if said != Some(wait) => {
-                    said = Some(wait);
-                    self.show(wait);
+                Err(wait) => {
+                    if wait == Wait::Connected {
+                        self.cluster.probe(&self.name());
+                    }
+                    if said.replace(wait) != Some(wait) {
+                        self.show(wait);
+                    }
                 }
-                Err(_) => {}
             }
         }
     }

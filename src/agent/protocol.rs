@@ -454,6 +454,8 @@ pub enum ServeRequest {
         scope: VerifyOptions,
     },
     Status,
+    /// Makes sure that a connected peer still answers.
+    Probe,
     /// What a vote needs to know: a list of `failover::Copy`.
     Copies,
     Voter(VoterSays),

@@ -127,6 +127,9 @@ pub enum Command {
         volume: VolumeId,
         on: bool,
     },
+    /// Makes sure that the peer is still there: a connection on which it does not answer ends in
+    /// time, although nothing is waited for.
+    Probe,
     /// Begins an online verify, run by this node.
     Verify {
         volume: VolumeId,

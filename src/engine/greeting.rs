@@ -253,6 +253,12 @@ impl Engine {
         if !ready {
             return self.put_greeting(greeting);
         }
+        if self.has_voter() && reign_twice(&mine, &theirs) {
+            // One of them woke too late: it steps down, and then they can meet.
+            self.put_greeting(greeting);
+            self.on_deposed(theirs.term);
+            return self.drop_link(LinkLoss::OtherReign);
+        }
         match self.judge(&mine, &theirs) {
             Err(refusal) => {
                 self.put_greeting(greeting);
@@ -695,6 +701,12 @@ impl Engine {
         self.set_disk(index, DiskState::UpToDate);
         self.set_peer_disk(index, DiskState::UpToDate);
     }
+}
+
+/// Whether both nodes are primary, each by a vote.
+fn reign_twice(mine: &NodeState, theirs: &NodeState) -> bool {
+    let primary = |state: &NodeState| state.role == Role::Primary;
+    primary(mine) && primary(theirs) && mine.term != theirs.term
 }
 
 /// Equal but for what may change while the nodes talk.

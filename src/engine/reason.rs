@@ -39,6 +39,8 @@ pub enum LinkLoss {
     Local,
     /// A disk was attached or replaced: the handshake is done again.
     Renegotiate,
+    /// Both nodes are primary, and the voters have ended the earlier reign.
+    OtherReign,
 }
 
 /// Why a command or a connection was refused.

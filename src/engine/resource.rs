@@ -12,6 +12,7 @@ use super::disks::Handover;
 use super::event::{Command, Event, IoOutcome, Request};
 use super::ids::{CommandId, Generation, IoId, LinkId, Term, Time, VolumeId};
 use super::link::Link;
+use super::message::Message;
 use super::pace::Load;
 use super::persist::SlotChange;
 use super::reason::{LinkLoss, Refusal};
@@ -289,6 +290,12 @@ impl Engine {
             Command::Secondary => self.on_secondary(id),
             Command::Invalidate { volume } => self.on_invalidate(id, volume),
             Command::PauseSync { volume, on } => self.on_pause(id, volume, on),
+            Command::Probe => {
+                if self.replicating().is_some() {
+                    self.send(Message::Ping, None);
+                }
+                self.done(id);
+            }
             Command::Verify { volume, scope } => self.on_verify(id, volume, scope),
             Command::Timeouts(timeouts) => {
                 self.config.timeouts = timeouts;

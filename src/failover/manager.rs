@@ -75,6 +75,9 @@ pub enum Wait {
     PeerReigns,
     #[error("nothing was heard of the other node since the start: it is waited for")]
     Boot,
+    /// The replication link is a path as well: the peer is asked over it.
+    #[error("no heartbeat of the other node comes, but the copies are connected: no failover")]
+    Connected,
     #[error("the other node begins")]
     PeerFirst,
     #[error("this node is primary")]
@@ -104,6 +107,9 @@ pub fn decide(facts: &Facts) -> Result<(), Wait> {
         return Err(Wait::Unable);
     }
     let Some(peer) = facts.peer else {
+        if facts.connected {
+            return Err(Wait::Connected);
+        }
         // What was heard of before is silent; what never was may be booting as well.
         let heard_before = facts.peer_silent < facts.uptime;
         return match heard_before || facts.uptime >= facts.boot_wait {
@@ -153,6 +159,8 @@ mod tests {
     fn a_peer_that_falls_silent_is_followed_at_once_and_one_never_heard_of_is_waited_for() {
         let mut f = facts();
         f.peer = None;
+        assert_eq!(decide(&f), Err(Wait::Connected));
+        f.connected = false;
         f.peer_silent = Duration::from_millis(1);
         assert_eq!(decide(&f), Ok(()));
         f.uptime = Duration::from_secs(3);
@@ -207,7 +215,10 @@ mod tests {
             };
             let tries = decide(&f).is_ok();
             let may = f.automatic && !f.maintenance && !f.me.primary && !f.me.resting && f.me.able;
-            let free = f.peer.is_none_or(|peer| !peer.primary);
+            let free = match f.peer {
+                Some(peer) => !peer.primary,
+                None => !f.connected,
+            };
             assert!(!tries || may && free, "{f:?}");
             f.idle = Duration::from_secs(60);
             assert_eq!(decide(&f).is_ok(), may && free, "{f:?}");

@@ -224,6 +224,7 @@ impl Shared {
                 self.command(Command::PauseSync { volume, on }).await
             }
             ServeRequest::Verify { volume, scope } => self.verify(VolumeId(volume), &scope).await,
+            ServeRequest::Probe => self.command(Command::Probe).await,
             ServeRequest::Status => self.status().await,
             ServeRequest::Copies => self.copies().await,
             ServeRequest::Voter(said) => {

@@ -395,6 +395,9 @@ pub fn of_loss(loss: &LinkLoss, names: Names<'_>) -> String {
             "disconnected here; `lockstep connect {}` brings it back",
             names.resource
         ),
+        LinkLoss::OtherReign => {
+            format!("{peer} is primary as well: the earlier of the two reigns ends; trying again")
+        }
         LinkLoss::Renegotiate => "a disk has changed; the handshake is done again".to_owned(),
     }
 }
@@ -549,6 +552,7 @@ mod tests {
             LinkLoss::Replaced,
             LinkLoss::Goodbye,
             LinkLoss::Local,
+            LinkLoss::OtherReign,
         ];
         for loss in losses {
             let text = of_loss(&loss, NAMES);
