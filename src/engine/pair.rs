@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use super::*;
 
 mod disks;
+mod limits;
 mod pause;
 mod sessions;
 mod thin;

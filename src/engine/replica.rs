@@ -12,9 +12,14 @@ use super::action::{Action, Notice};
 use super::ids::{Buffer, Generation, LinkId, Span, Time};
 use super::message::{AckKind, Message, SyncResult, WriteKind};
 use super::pace;
+use super::reason::LinkLoss;
 use super::resource::{Engine, Pending, Quiesce, broken};
 use super::status::{DiskState, ReplicationState, Role};
 use super::volume::OwnDisk;
+
+/// Reads of the peer that may wait, for each volume: the largest depth of a block device's queue.
+/// Whoever asks for more does not wait for answers, and would fill the memory.
+pub(super) const WAITING_READS: usize = 4096;
 
 /// What an item does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -684,6 +689,10 @@ impl Engine {
     // ---- reads for the peer ----
 
     pub(super) fn on_peer_read(&mut self, link: LinkId, id: u64, volume: usize, span: Span) {
+        if self.replica.waiting_reads.len() >= WAITING_READS * self.volumes.len() {
+            let what = "more reads than can be under way";
+            return self.drop_link(LinkLoss::Protocol(what));
+        }
         self.load.begin(self.now, pace::Work::PeerRead(id));
         let after = self.replica.last_item();
         self.replica.waiting_reads.push_back(PeerRead {

@@ -26,7 +26,7 @@ use super::ids::{Buffer, CommandId, LinkId, NodeId, Span, Time, VolumeId};
 use super::message::{Digest, Message, VerifyResult};
 use super::pace::{Admit, Claim, Limits, Pace};
 use super::ranges::Ranges;
-use super::reason::Refusal;
+use super::reason::{LinkLoss, Refusal};
 use super::repair::Repair;
 use super::resource::{Engine, Pending, broken};
 use super::status::{DiskState, ReplicationState, Role, VerifyState, VerifyStatus};
@@ -39,6 +39,10 @@ const PARTS: u32 = 16;
 const TRIES: u8 = 5;
 /// Time between them.
 const PAUSE: Duration = Duration::from_millis(20);
+
+/// Questions of the peer that may wait, for each volume: twice the leaves of the blocks that it
+/// looks at in one go. Whoever asks more does not wait for answers, and would fill the memory.
+pub(super) const QUESTIONS: usize = 8192;
 
 /// Where a block stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -590,6 +594,10 @@ impl Engine {
     // ---- the peer's side ----
 
     pub(super) fn on_question(&mut self, mut question: Question) {
+        if self.questions.len() >= QUESTIONS * self.volumes.len() {
+            let what = "more questions of a verify than can be under way";
+            return self.drop_link(LinkLoss::Protocol(what));
+        }
         question.after = self.replica.last_item();
         self.questions.push_back(question);
         self.progress = true;
