@@ -272,7 +272,7 @@ fn metadata_is_created_once_and_shown() {
     file.set_len(16 << 20).expect("size");
     alpha
         .run(&["dump-md", "r0"])
-        .failed(1, "no Lockstep metadata");
+        .failed(3, "no Lockstep metadata");
     assert!(alpha.run(&["create-md", "r0"]).ok().contains("usable"));
     let before = std::fs::read(&disk).expect("reads");
     let again = alpha.run(&["create-md", "r0"]).failed(3, "offset");

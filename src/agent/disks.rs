@@ -100,6 +100,7 @@ mod tests {
             volume: 0,
             data,
             meta,
+            indexed: false,
         };
         let predecessor = Disk::open(&plan.data).expect("opens");
         tokio_uring::start(async {

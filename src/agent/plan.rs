@@ -30,6 +30,8 @@ pub struct DiskPlan {
     pub data: PathBuf,
     /// Device or file of external metadata; none = at the end of `data`.
     pub meta: Option<PathBuf>,
+    /// `meta` is an index of a device, not the whole of it.
+    pub indexed: bool,
 }
 
 impl Plan {
@@ -149,6 +151,7 @@ pub mod tests {
                     volume: 0,
                     front,
                     internal_meta: true,
+                    indexed_meta: false,
                     resync: Default::default(),
                     cookie: 0,
                 }],
@@ -157,6 +160,7 @@ pub mod tests {
                 volume: 0,
                 data: "/nonexistent".into(),
                 meta: None,
+                indexed: false,
             }],
             auto: false,
             unsupported: None,

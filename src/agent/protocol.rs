@@ -284,6 +284,9 @@ pub struct ServeVolume {
     pub front: FrontEnd,
     /// Metadata inside the data device, or on a device of its own.
     pub internal_meta: bool,
+    /// On an index of that device, with the room of one.
+    #[serde(default)]
+    pub indexed_meta: bool,
     #[serde(default)]
     pub resync: ResyncOptions,
     /// What the driver keeps with the block device of this volume, so that the agent's record of

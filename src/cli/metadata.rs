@@ -14,7 +14,7 @@ use crate::store::create::{Contents, CreateError, CreateOptions, CreateReport, C
 use crate::store::device::Disk;
 use crate::store::dump::{Dump, dump};
 use crate::store::probe::Signature;
-use crate::store::{MAX_PEERS, Medium, Placement};
+use crate::store::{LayoutError, MAX_PEERS, Medium, NO_INDEX, Placement, RecoverError};
 
 use super::offline::plans;
 use super::{Global, Outcome, text};
@@ -68,6 +68,7 @@ fn create(disks: Vec<Place>, json: bool, force: bool, max_peers: u8) -> Outcome 
         let options = CreateOptions {
             data: disk.data.clone(),
             meta: disk.meta.clone(),
+            indexed: disk.indexed,
             node: NodeId(plan.serve.node),
             max_peers,
             force,
@@ -120,6 +121,10 @@ fn create_refusal(error: &CreateError) -> ErrorReply {
             ErrorKind::Refused,
             "unmount it or take it out of use; there is no option that overrides this",
         ),
+        CreateError::Layout {
+            source: LayoutError::IndexTooSmall { .. },
+            ..
+        } => (ErrorKind::Refused, NO_INDEX),
         CreateError::Layout { .. } => (
             ErrorKind::Refused,
             "use a larger disk, fewer --max-peers, or `meta-disk` on a device of its own",
@@ -167,8 +172,7 @@ fn show(disks: Vec<Place>, json: bool) -> Outcome {
     for (plan, disk) in disks {
         let found = look(&disk)?;
         if let Some(refused) = &found.refused {
-            let help = found.help.unwrap_or_default();
-            usable = usable.and(Err(no_metadata(&disk, refused, help)));
+            usable = usable.and(Err(no_metadata(&disk, refused)));
         }
         let mut value = serde_json::to_value(&found)
             .map_err(|error| ErrorReply::new(ErrorKind::Failed, error, "report this"))?;
@@ -187,9 +191,14 @@ fn show(disks: Vec<Place>, json: bool) -> Outcome {
     usable
 }
 
-fn no_metadata(disk: &DiskPlan, why: impl std::fmt::Display, help: &str) -> ErrorReply {
+/// Metadata that cannot be used is a refusal, as at attach; a disk that cannot be read a failure.
+fn no_metadata(disk: &DiskPlan, why: &RecoverError) -> ErrorReply {
     let place = disk.meta.as_ref().unwrap_or(&disk.data).display();
-    ErrorReply::new(ErrorKind::Failed, format!("{place}: {why}"), help)
+    let kind = match why.is_failure() {
+        true => ErrorKind::Failed,
+        false => ErrorKind::Refused,
+    };
+    ErrorReply::new(kind, format!("{place}: {why}"), why.help())
 }
 
 /// Reads the metadata of a volume, also while it is attached.
@@ -212,8 +221,7 @@ fn look(disk: &DiskPlan) -> Result<Dump, ErrorReply> {
         volatile_cache: data.traits().volatile_cache,
         discard: data.traits().discard_zeroes,
     };
-    dump(meta.as_mut().unwrap_or(&mut data), &medium)
-        .map_err(|error| no_metadata(disk, &error, error.help()))
+    dump(meta.as_mut().unwrap_or(&mut data), &medium).map_err(|error| no_metadata(disk, &error))
 }
 
 /// A value as indented lines.

@@ -182,6 +182,7 @@ fn plan(config: &Config, local: &LocalResource<'_>) -> Result<Plan, ErrorReply> 
         volume: volume.number,
         data: volume.disk.value.clone(),
         meta: volume.meta_path().map(Path::to_path_buf),
+        indexed: volume.meta_is_indexed(),
     });
     Ok(Plan {
         unsupported: unsupported(config, local),

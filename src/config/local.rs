@@ -176,6 +176,7 @@ fn serve_volume(volume: &Volume) -> ServeVolume {
         volume: volume.number,
         front: volume.front.value.clone(),
         internal_meta: volume.meta.value == MetaDisk::Internal,
+        indexed_meta: volume.meta_is_indexed(),
         resync: resync_options(&volume.options),
         cookie: 0,
     }

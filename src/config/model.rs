@@ -143,4 +143,9 @@ impl Volume {
             MetaDisk::External { path, .. } => Some(path),
         }
     }
+
+    /// The metadata is on an index of a device.
+    pub fn meta_is_indexed(&self) -> bool {
+        matches!(self.meta.value, MetaDisk::External { indexed: true, .. })
+    }
 }

@@ -6,9 +6,28 @@ use std::thread;
 
 use tokio::sync::oneshot;
 
-use crate::agent::protocol::{ErrorKind, ErrorReply};
+use crate::agent::protocol::{ErrorKind, ErrorReply, ServeVolume};
 use crate::store::device::{Disk, OpenError};
 use crate::store::{Medium, Placement, RecoverError, Recovered, recover};
+
+/// Where a volume's metadata is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetaPlace {
+    Internal,
+    External,
+    /// On an index of another device.
+    Indexed,
+}
+
+impl From<&ServeVolume> for MetaPlace {
+    fn from(volume: &ServeVolume) -> MetaPlace {
+        match (volume.internal_meta, volume.indexed_meta) {
+            (true, _) => MetaPlace::Internal,
+            (false, true) => MetaPlace::Indexed,
+            (false, false) => MetaPlace::External,
+        }
+    }
+}
 
 /// A disk whose metadata has been read.
 pub struct OpenedDisk {
@@ -40,7 +59,13 @@ pub enum AttachError {
 impl From<AttachError> for ErrorReply {
     fn from(error: AttachError) -> ErrorReply {
         let (kind, help) = match &error {
-            AttachError::Recover(error) => (ErrorKind::Failed, error.help().to_owned()),
+            AttachError::Recover(error) => {
+                let kind = match error.is_failure() {
+                    true => ErrorKind::Failed,
+                    false => ErrorKind::Refused,
+                };
+                (kind, error.help().to_owned())
+            }
             AttachError::OtherNode { found, .. } => (
                 ErrorKind::Refused,
                 format!(
@@ -61,14 +86,11 @@ impl From<AttachError> for ErrorReply {
 
 /// Reads the metadata of a disk on a thread of its own. `descriptors`: the data device, then the
 /// metadata device unless the metadata is internal.
-pub async fn open(
-    descriptors: Vec<OwnedFd>,
-    internal_meta: bool,
-) -> Result<OpenedDisk, AttachError> {
+pub async fn open(descriptors: Vec<OwnedFd>, place: MetaPlace) -> Result<OpenedDisk, AttachError> {
     let (give, take) = oneshot::channel();
     let work = move || {
         // The asker may have left.
-        let _ = give.send(read(descriptors, internal_meta));
+        let _ = give.send(read(descriptors, place));
     };
     thread::Builder::new()
         .name("attach".into())
@@ -90,9 +112,10 @@ fn settle(metadata: &Disk) -> Result<(), AttachError> {
 }
 
 /// Reads the metadata of a disk.
-fn read(descriptors: Vec<OwnedFd>, internal_meta: bool) -> Result<OpenedDisk, AttachError> {
+fn read(descriptors: Vec<OwnedFd>, place: MetaPlace) -> Result<OpenedDisk, AttachError> {
     let got = descriptors.len();
-    let want = if internal_meta { 1 } else { 2 };
+    let internal = place == MetaPlace::Internal;
+    let want = if internal { 1 } else { 2 };
     if got != want {
         return Err(AttachError::Descriptors { got, want });
     }
@@ -109,7 +132,7 @@ fn read(descriptors: Vec<OwnedFd>, internal_meta: bool) -> Result<OpenedDisk, At
         volatile_cache: traits.volatile_cache,
         discard: traits.discard_zeroes,
     };
-    if internal_meta {
+    if internal {
         let device_bytes = traits.bytes;
         settle(&data)?;
         let recovered = recover(&mut data, &medium(Placement::Internal { device_bytes }))?;
@@ -127,6 +150,10 @@ fn read(descriptors: Vec<OwnedFd>, internal_meta: bool) -> Result<OpenedDisk, At
     };
     settle(&meta)?;
     let recovered = recover(&mut meta, &medium(placement))?;
+    if place == MetaPlace::Indexed {
+        let fits = recovered.metadata.layout().fits_index();
+        fits.map_err(RecoverError::Layout)?;
+    }
     Ok(OpenedDisk {
         data: data.into_fd(),
         meta: meta.into_fd(),

@@ -351,7 +351,7 @@ impl Shared {
                 format!("`lockstep dump {name}` shows its volumes"),
             ));
         };
-        let disk = attach::open(descriptors, configured.internal_meta).await?;
+        let disk = attach::open(descriptors, configured.into()).await?;
         let (found, own) = (disk.recovered.image.superblock.node.0, config.node);
         if found != own {
             // Its bitmap and its record of the peer are about the other node.

@@ -451,6 +451,7 @@ pub(super) mod tests {
                 volume: 4,
                 front: FrontEnd::Ublk { minor: 9 },
                 internal_meta: true,
+                indexed_meta: false,
                 resync: Default::default(),
                 cookie: 0,
             }],

@@ -23,6 +23,8 @@ pub struct CreateOptions {
     pub data: PathBuf,
     /// A metadata device of its own; `None` keeps the metadata at the end of `data`.
     pub meta: Option<PathBuf>,
+    /// `meta` is an index of a device, not the whole of it.
+    pub indexed: bool,
     pub node: NodeId,
     /// Bitmap slots, 1 to 15.
     pub max_peers: u8,
@@ -113,6 +115,10 @@ impl Creation {
         };
         let path = options.meta.as_ref().unwrap_or(&options.data);
         let layout = Layout::new(placement, options.max_peers, medium.logical_block);
+        let layout = layout.and_then(|layout| match options.indexed {
+            true => layout.fits_index().map(|()| layout),
+            false => Ok(layout),
+        });
         let layout = layout.map_err(|source| CreateError::Layout {
             path: path.clone(),
             source,

@@ -40,6 +40,7 @@ fn options(data: &Path) -> CreateOptions {
     CreateOptions {
         data: data.to_path_buf(),
         meta: None,
+        indexed: false,
         node: NodeId(1),
         max_peers: 1,
         force: false,
@@ -209,6 +210,31 @@ fn external_metadata_leaves_the_data_alone() {
             ..
         })
     ));
+}
+
+#[test]
+fn metadata_does_not_reach_into_the_next_index() {
+    let place = Place::new();
+    let data = place.file("data", 300 << 30);
+    let meta = place.file("meta", 256 << 20);
+    let options = |indexed, max_peers| CreateOptions {
+        meta: Some(meta.clone()),
+        indexed,
+        max_peers,
+        ..options(&data)
+    };
+    let refused = Creation::prepare(&options(true, 15)).unwrap_err();
+    let CreateError::Layout {
+        source: LayoutError::IndexTooSmall { needed },
+        ..
+    } = refused
+    else {
+        panic!("{refused}");
+    };
+    // 15 bitmaps of a bit for each 4 KiB, the log, and the superblock.
+    assert_eq!(needed, 15 * (300 << 30) / 32768 + 36864);
+    assert!(Creation::prepare(&options(true, 13)).is_ok());
+    assert!(Creation::prepare(&options(false, 15)).is_ok());
 }
 
 /// What other software leaves on a disk of 1 MiB, and what it is called.

@@ -21,11 +21,22 @@ pub struct Dump {
     pub primary: CopyDump,
     pub second: CopyDump,
     /// Why the metadata cannot be attached.
-    pub refused: Option<String>,
+    #[serde(serialize_with = "as_text")]
+    pub refused: Option<RecoverError>,
     /// What to do about that.
     pub help: Option<&'static str>,
     /// What the copy that counts says.
     pub contents: Option<ContentsDump>,
+}
+
+fn as_text<S: serde::Serializer>(
+    why: &Option<RecoverError>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match why {
+        Some(why) => serializer.collect_str(why),
+        None => serializer.serialize_none(),
+    }
 }
 
 /// One copy of the superblock.
@@ -107,7 +118,7 @@ pub fn dump(disk: &mut impl ReadAt, medium: &Medium) -> Result<Dump, RecoverErro
         primary,
         second,
         help: refused.as_ref().map(RecoverError::help),
-        refused: refused.map(|why| why.to_string()),
+        refused,
         contents,
     })
 }

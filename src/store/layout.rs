@@ -21,6 +21,8 @@ pub const BYTES_PER_BIT: u64 = 4096;
 pub const EXTENT: u64 = 4 << 20;
 /// Bitmap slots that a layout can have room for.
 pub const MAX_PEERS: u8 = 15;
+/// Room for one volume on a metadata device that is divided by an index, as DRBD divides it.
+pub const INDEX_BYTES: u64 = 128 << 20;
 /// Largest volume: its bitmap is 32 GiB. More would overflow nothing, but nobody has tried.
 pub const MAX_DATA: u64 = 1 << 50;
 
@@ -35,6 +37,10 @@ pub enum LayoutError {
     TooSmall { bytes: u64, needed: u64 },
     #[error("the metadata device has {bytes} bytes; this volume needs {needed}")]
     MetaTooSmall { bytes: u64, needed: u64 },
+    #[error(
+        "an index of a metadata device has room for {INDEX_BYTES} bytes; this volume needs {needed}"
+    )]
+    IndexTooSmall { needed: u64 },
     #[error("the device has {bytes} bytes; more than {MAX_DATA} are not supported")]
     TooLarge { bytes: u64 },
     #[error("room for {0} peers asked for; 1 to {MAX_PEERS} are possible")]
@@ -178,6 +184,16 @@ impl Layout {
             log_offset,
             slot_bytes,
         })
+    }
+
+    /// Refuses metadata that would reach from an index of its device into the next one.
+    pub fn fits_index(&self) -> Result<(), LayoutError> {
+        let range = self.metadata_range();
+        let needed = range.end - range.start;
+        match needed <= INDEX_BYTES {
+            true => Ok(()),
+            false => Err(LayoutError::IndexTooSmall { needed }),
+        }
     }
 
     pub fn placement(&self) -> Placement {

@@ -38,6 +38,6 @@ pub use layout::{BLOCK, EXTENT, LOG_AREA, Layout, LayoutError, MAX_PEERS, Placem
 pub use log::LogFault;
 pub use metadata::{Copy, Format, Metadata, PlanError, Step};
 pub use recover::{
-    Damage, Medium, ReadAt, RecoverError, Recovered, adopt, read_superblock, recover,
+    Damage, Medium, NO_INDEX, ReadAt, RecoverError, Recovered, adopt, read_superblock, recover,
 };
 pub use superblock::{CopyFault, VERSION};

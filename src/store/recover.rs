@@ -67,6 +67,21 @@ pub enum RecoverError {
 }
 
 impl RecoverError {
+    /// Whether the disk could not be read, rather than what is on it cannot be used.
+    pub fn is_failure(&self) -> bool {
+        let unreadable = |fault: &CopyFault| matches!(fault, CopyFault::Unreadable(_));
+        match self {
+            RecoverError::BothUnusable { primary, second } => {
+                unreadable(primary) || unreadable(second)
+            }
+            RecoverError::Refused { fault, .. } => unreadable(fault),
+            RecoverError::TooSmall
+            | RecoverError::NoMetadata { .. }
+            | RecoverError::Identities(..)
+            | RecoverError::Layout(_) => false,
+        }
+    }
+
     /// What to do about it.
     pub fn help(&self) -> &'static str {
         match self {
@@ -74,6 +89,7 @@ impl RecoverError {
                 "`lockstep create-md` makes metadata on a new disk; one whose size has changed \
                  must first get its old size back"
             }
+            RecoverError::Layout(LayoutError::IndexTooSmall { .. }) => NO_INDEX,
             RecoverError::TooSmall | RecoverError::Layout(_) => {
                 "give the disk its old size back, or name a larger one in the configuration"
             }
@@ -94,6 +110,10 @@ impl RecoverError {
         }
     }
 }
+
+/// What to do about metadata that does not fit an index.
+pub const NO_INDEX: &str = "give the volume a metadata device or file of its own, and write it \
+                            without an index: `meta-disk DEVICE`, which has no such limit";
 
 const DAMAGED: &str = "look for disk errors in the kernel log; if the peer has the data, `lockstep \
                        create-md --force` makes the metadata anew, and all is synced from there";

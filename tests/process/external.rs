@@ -130,14 +130,14 @@ fn metadata_that_cannot_be_written_detaches_the_disk() {
     node.run(&["detach", "r0"]).ok();
     File::create(&meta).expect("empties");
     let refused = node.run(&["attach", "r0"]);
-    assert!(refused.code == 1 || refused.code == 3, "{refused:?}");
+    assert_eq!(refused.code, 3, "{refused:?}");
     File::options()
         .write(true)
         .open(&meta)
         .and_then(|file| file.set_len(MIB))
         .expect("grows");
     let refused = node.run(&["attach", "r0"]);
-    assert!(refused.code == 1 || refused.code == 3, "{refused:?}");
+    assert_eq!(refused.code, 3, "{refused:?}");
     node.run(&["create-md", "r0"]).ok();
     node.run(&["attach", "r0"]).ok();
     synced(&pair.alpha);
@@ -145,6 +145,32 @@ fn metadata_that_cannot_be_written_detaches_the_disk() {
     let found = pair.nbd("alpha").read(9 * MIB - 4096, 4096).expect("reads");
     assert!(found == noise(MIB as usize, 7)[MIB as usize - 4096..]);
     pair.assert_identical();
+}
+
+/// Metadata that needs more room than an index has is made only on a device of its own, and is not
+/// attached as an index either.
+#[test]
+fn an_index_has_room_for_so_much() {
+    let large = Plan {
+        size: 300 << 30,
+        ..plan(Meta::Indexed)
+    };
+    let pair = Pair::files(large);
+    let meta = pair.meta_of("alpha", 0);
+    let file = File::options().write(true).open(&meta).expect("opens");
+    file.set_len(256 * MIB).expect("grows");
+    let create = ["create-md", "r0", "--max-peers", "15"];
+    let refused = pair.alpha.run(&create).failed(3, "134217728 bytes");
+    assert!(refused.err.contains("without an index"), "{refused:?}");
+    let whole = pair.configuration().replace(".meta[0]", ".meta");
+    std::fs::write(&pair.alpha.config, whole).expect("config");
+    pair.alpha.run(&create).ok();
+    std::fs::write(&pair.alpha.config, pair.configuration()).expect("config");
+    let mut pair = pair;
+    pair.alpha.start_agent();
+    let refused = pair.alpha.run(&["attach", "r0"]);
+    let refused = refused.failed(3, "134217728 bytes");
+    assert!(refused.err.contains("without an index"), "{refused:?}");
 }
 
 #[test]
@@ -178,7 +204,7 @@ fn metadata_that_does_not_belong_here_is_refused() {
         .expect("opens");
     disk.set_len(32 * MIB).expect("truncates");
     let refused = pair.alpha.run(&["attach", "r0"]);
-    assert!(refused.code == 1 || refused.code == 3, "{refused:?}");
+    assert_eq!(refused.code, 3, "{refused:?}");
     assert!(refused.err.contains("other sizes"), "{refused:?}");
     disk.set_len(pair.plan.size).expect("grows");
     pair.alpha.run(&["attach", "r0"]).ok();
