@@ -21,6 +21,7 @@ use lockstep_transport::ring::Submitter;
 use rustix::fs::{FallocateFlags, SeekFrom, seek};
 use rustix::io::Errno;
 
+use super::backing::Backing;
 use super::buffers::{Memory, Region};
 use super::slab::Slab;
 use crate::engine::{Digest, IoId, IoOutcome, Span, Time};
@@ -65,6 +66,11 @@ pub enum Work {
 }
 
 impl Work {
+    /// True when it could make a file longer, or leave it as short as somebody made it.
+    fn changes(&self) -> bool {
+        matches!(self, Work::Write { .. } | Work::Zeroes { .. })
+    }
+
     /// True when the buffer holds the range.
     fn fits(&self) -> bool {
         match self {
@@ -108,6 +114,7 @@ impl ZeroPath {
 #[derive(Debug)]
 struct Disk {
     fd: OwnedFd,
+    backing: Backing,
     /// First byte of the data area.
     start: u64,
     /// What has worked or not been tried so far, with and without unmap.
@@ -160,6 +167,7 @@ impl Disks {
     pub fn attach(&mut self, index: usize, fd: OwnedFd, start: u64) {
         if let Some(slot) = self.disks.get_mut(index) {
             *slot = Some(Rc::new(Disk {
+                backing: Backing::of(&fd),
                 fd,
                 start,
                 zero_path: std::cell::Cell::new([ZeroPath::ZeroRange, ZeroPath::PunchHole]),
@@ -172,6 +180,12 @@ impl Disks {
         if let Some(slot) = self.disks.get_mut(index) {
             *slot = None;
         }
+    }
+
+    /// Whether the disk of volume `index` is a file that has been made shorter.
+    pub fn is_shorter(&self, index: usize) -> bool {
+        let disk = self.disks.get(index).and_then(Option::as_ref);
+        disk.is_some_and(|disk| disk.is_shorter())
     }
 
     /// Begins an operation. One that cannot begin ends at once, in `out`.
@@ -193,6 +207,16 @@ impl Disks {
             });
             return;
         };
+        if work.changes() && disk.is_shorter() {
+            out.push(Finished {
+                io,
+                volume,
+                work,
+                outcome: IoOutcome::Failed(Errno::IO.raw_os_error()),
+                started: now,
+            });
+            return;
+        }
         if let Work::Probe { span } = work {
             out.push(Finished {
                 io,
@@ -413,6 +437,10 @@ fn sync(fd: types::Fd) -> squeue::Entry {
 }
 
 impl Disk {
+    fn is_shorter(&self) -> bool {
+        self.backing.is_shorter(&self.fd)
+    }
+
     /// What the file system says of the start of a range. One that cannot tell, as block devices
     /// cannot, says that there are no holes.
     fn probe(&self, span: Span) -> IoOutcome {
@@ -707,6 +735,30 @@ mod tests {
         );
         assert_eq!(done, IoOutcome::Failed(Errno::NXIO.raw_os_error()));
         assert!(bench.content().iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
+    fn a_file_that_was_made_shorter_is_not_made_longer_again() {
+        let mut bench = Bench::direct();
+        let memory = bench.fill(0, 4096, 1);
+        let span = Span::new((1 << 20) - 4096, 4096);
+        let write = Work::Write {
+            span,
+            memory,
+            fua: false,
+        };
+        let zeroes = Work::Zeroes {
+            span,
+            unmap: false,
+            fua: false,
+        };
+        assert_eq!(bench.run(0, write), IoOutcome::Done);
+        bench.file.as_file().set_len(1 << 19).unwrap();
+        assert!(bench.disks.is_shorter(0) && !bench.disks.is_shorter(1));
+        let failed = IoOutcome::Failed(Errno::IO.raw_os_error());
+        assert_eq!(bench.run(0, write), failed);
+        assert_eq!(bench.run(0, zeroes), failed);
+        assert_eq!(bench.content().len(), 1 << 19);
     }
 
     #[test]

@@ -16,6 +16,7 @@ use io_uring::{opcode, squeue, types};
 use lockstep_transport::ring::Submitter;
 use rustix::io::Errno;
 
+use super::backing::Backing;
 use super::buffers::{Memory, Region};
 use crate::engine::{IoId, IoOutcome, MetaOp};
 use crate::store::{Metadata, Step};
@@ -52,6 +53,7 @@ enum Running {
 
 struct Volume {
     metadata: Metadata,
+    backing: Backing,
     fd: OwnedFd,
     staging: Region,
     queue: VecDeque<(IoId, MetaOp)>,
@@ -79,6 +81,12 @@ impl Metas {
         }
     }
 
+    /// Whether the metadata of volume `index` is in a file that has been made shorter.
+    pub fn is_shorter(&self, index: usize) -> bool {
+        let volume = self.volumes.get(index).and_then(Option::as_ref);
+        volume.is_some_and(|volume| volume.backing.is_shorter(&volume.fd))
+    }
+
     /// Gives volume `index` its recovered metadata and the device that it lies on, opened with
     /// O_DIRECT.
     pub fn attach(&mut self, index: usize, metadata: Metadata, fd: OwnedFd) -> io::Result<()> {
@@ -86,6 +94,7 @@ impl Metas {
         if let Some(slot) = self.volumes.get_mut(index) {
             *slot = Some(Volume {
                 metadata,
+                backing: Backing::of(&fd),
                 fd,
                 staging,
                 queue: VecDeque::new(),
@@ -178,6 +187,11 @@ impl Volume {
             return;
         }
         while let Some((io, op)) = self.queue.pop_front() {
+            if self.backing.is_shorter(&self.fd) {
+                self.metadata.failed();
+                out.push((io, failed(Errno::IO)));
+                continue;
+            }
             match self.metadata.plan(&op) {
                 Ok(steps) => {
                     let mut steps = VecDeque::from(steps);

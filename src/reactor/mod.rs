@@ -12,6 +12,7 @@
 //! ```
 
 mod attach;
+mod backing;
 mod buffers;
 mod connect;
 mod control;

@@ -25,7 +25,7 @@ use super::progress::{self, Progress};
 use super::reason::{Names, of_notice, of_refusal};
 use super::recorder::Recorder;
 use super::ring::{Completion, Owner, Ring, Waker};
-use super::status::{Snapshot, VolumeFacts, finished, transition};
+use super::status::{DiskFailure, Snapshot, VolumeFacts, finished, transition};
 use super::track::{Leftover, TrackTable};
 use crate::agent::protocol::{ErrorKind, ErrorReply, ServeConfig, ServeNotice, VoterSays};
 use crate::clock;
@@ -115,8 +115,8 @@ pub struct Reactor {
     /// The sync or verify of each volume, and when it was measured last.
     progress: Vec<Progress>,
     measured: Time,
-    /// Errno that a volume lost its disk with.
-    disk_failures: Vec<Option<i32>>,
+    /// How a volume lost its disk.
+    disk_failures: Vec<Option<DiskFailure>>,
     commands: HashMap<CommandId, Waiting>,
     next_command: u64,
     tails: Vec<Tail>,
@@ -748,9 +748,16 @@ impl Reactor {
     }
 
     fn note_disk(&mut self, volume: VolumeId, failure: Option<i32>) {
-        if let Some(index) = self.index(volume) {
-            self.disk_failures[index] = failure;
-        }
+        let Some(index) = self.index(volume) else {
+            return;
+        };
+        self.disk_failures[index] = failure.map(|errno| {
+            let shorter = self.disks.is_shorter(index) || self.metas.is_shorter(index);
+            if shorter {
+                tracing::error!(%volume, "a file below it is shorter than when it was attached");
+            }
+            DiskFailure { errno, shorter }
+        });
     }
 
     /// Tells the control thread what has changed.

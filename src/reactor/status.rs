@@ -30,10 +30,18 @@ pub struct VolumeFacts {
     pub listening: bool,
     /// What happened to its early users.
     pub front_note: Option<String>,
-    /// Errno that the disk failed with before it was detached.
-    pub disk_failure: Option<i32>,
+    /// How the disk failed before it was detached.
+    pub disk_failure: Option<DiskFailure>,
     /// Bytes per second of the running sync or verify.
     pub rate: u64,
+}
+
+/// How a disk failed.
+#[derive(Clone, Copy, Debug)]
+pub struct DiskFailure {
+    pub errno: i32,
+    /// A file of it was found shorter than when it was attached.
+    pub shorter: bool,
 }
 
 /// Everything that a status shows.
@@ -201,7 +209,13 @@ fn device(config: &ServeConfig, snapshot: &Snapshot, status: &DeviceStatus) -> V
 
 /// What is wrong with a volume: its front end or its disk.
 fn device_reason(facts: &VolumeFacts) -> Option<String> {
-    let disk = facts.disk_failure.map(|errno| {
+    let disk = facts.disk_failure.map(|DiskFailure { errno, shorter }| {
+        if shorter {
+            return "the disk was detached: its file is shorter than when it was attached, and \
+                    what was there is lost; give it its old size, then `lockstep create-md --force` \
+                    where the metadata was in it, and `lockstep attach`: the peer has the data"
+                .to_owned();
+        }
         let error = std::io::Error::from_raw_os_error(errno);
         format!("the disk failed and was detached: {error}; mend it, then `lockstep attach`")
     });

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use crate::node::Ran;
 use crate::pair::{
-    Pair, Plan, amount, connected, disk_state, noise, role, synced, text, tool, wait_status,
+    Meta, Pair, Plan, amount, connected, disk_state, noise, role, synced, text, tool, wait_status,
 };
 
 const MIB: u64 = 1 << 20;
@@ -275,15 +275,57 @@ fn a_disk_that_shrinks_is_detached_and_not_taken_back_without_metadata() {
     pair.alpha.run(&["secondary", "r0"]).ok();
     // Neither the stump nor the file at its old size is a copy.
     let stump = pair.alpha.run(&["attach", "r0"]);
-    assert!(stump.code == 1 || stump.code == 3, "{stump:?}");
+    assert_eq!(stump.code, 3, "{stump:?}");
     disk.set_len(64 * MIB).expect("grows");
     let blank = pair.alpha.run(&["attach", "r0"]);
-    assert!(blank.code == 1 || blank.code == 3, "{blank:?}");
+    assert_eq!(blank.code, 3, "{blank:?}");
     assert!(blank.err.contains("help: "), "{blank:?}");
     pair.alpha.run(&["create-md", "r0", "--force"]).ok();
     pair.alpha.run(&["attach", "r0"]).ok();
     synced(&pair.alpha);
     pair.assert_identical();
+}
+
+/// Written to behind its new end, a file would get longer again, with zeroes where data were, and
+/// look well.
+#[test]
+fn a_file_that_was_made_shorter_is_not_made_longer_by_writes() {
+    for meta in [Meta::Internal, Meta::File] {
+        for victim in ["alpha", "beta"] {
+            let pair = Pair::in_sync(Plan {
+                meta,
+                ..Plan::default()
+            });
+            use_device(&pair, 16 * MIB);
+            let disk = File::options()
+                .write(true)
+                .open(pair.disk(victim))
+                .expect("opens");
+            disk.set_len(8 * MIB).expect("truncates");
+            let mut nbd = pair.nbd("alpha");
+            // An extent that the log covers, and one that it does not.
+            for at in [16 * MIB, 40 * MIB] {
+                nbd.write(at, &noise(65536, at)).expect("a write goes on");
+            }
+            nbd.flush().expect("a flush goes on");
+            wait_status(pair.node(victim), "detached with a reason", SOON, |now| {
+                let reason = now["devices"][0]["reason"].as_str().unwrap_or_default();
+                disk_state(now) == "Diskless" && reason.contains("shorter")
+            });
+            assert_eq!(disk.metadata().expect("stat").len(), 8 * MIB, "{victim}");
+            assert!(pair.node(victim).log().contains("shorter"));
+            for at in [16 * MIB, 40 * MIB] {
+                let found = nbd.read(at, 65536).expect("a read goes on");
+                assert!(found == noise(65536, at), "wrong data at {at}");
+            }
+            drop(nbd);
+            pair.alpha.run(&["secondary", "r0"]).ok();
+            // As it is, it is refused.
+            let refused = pair.node(victim).run(&["attach", "r0"]);
+            assert_eq!(refused.code, 3, "{refused:?}");
+            assert_eq!(disk.metadata().expect("stat").len(), 8 * MIB);
+        }
+    }
 }
 
 #[test]
