@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Stdio;
 
-use node::Node;
+use node::{Node, own_addresses};
 use tempfile::TempDir;
 
 /// A configuration of one resource with a file as disk, and node `alpha` of it.
@@ -20,14 +20,15 @@ fn alpha() -> (TempDir, Node) {
 }
 
 fn configuration(dir: &Path) -> String {
+    let [alpha, beta] = own_addresses();
     let dir = dir.display();
     format!(
         "resource r0 {{
     device nbd+unix:///r0?socket={dir}/nbd.sock;
     disk {dir}/alpha.img;
     meta-disk internal;
-    on alpha {{ address 127.0.0.1:17789; node-id 0; }}
-    on beta {{ address 127.0.0.2:17789; node-id 1; disk {dir}/beta.img; }}
+    on alpha {{ address {alpha}; node-id 0; }}
+    on beta {{ address {beta}; node-id 1; disk {dir}/beta.img; }}
 }}
 "
     )
@@ -157,7 +158,7 @@ fn configuration_errors_exit_10_with_place_and_suggestion() {
             "help: ",
         ),
         (
-            good.replace("127.0.0.2:17789", "127.0.0.2"),
+            good.replace(":7789; node-id 1", "; node-id 1"),
             ":6:",
             "help: ",
         ),
@@ -321,7 +322,8 @@ fn nothing_is_written_to_one_volume_when_another_is_refused() {
              disk {here}/{number}.img; meta-disk {meta}; }}\n"
         )
     };
-    let hosts = "on alpha { address 127.0.0.1:17789; } on beta { address 127.0.0.2:17789; }";
+    let [own, peer] = own_addresses();
+    let hosts = format!("on alpha {{ address {own}; }} on beta {{ address {peer}; }}");
     let volumes = volume(0, "internal") + &volume(1, &format!("{here}/1.meta"));
     let text = format!("resource r0 {{ {hosts} {volumes} }}\n");
     std::fs::write(&alpha.config, text).expect("config");

@@ -5,22 +5,22 @@ mod node;
 use std::fs::File;
 use std::path::Path;
 
-use node::{Node, send_signal, wait_until};
+use node::{Node, own_addresses, send_signal, wait_until};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// A pair with an NBD front end; `port` is its own, so that tests can run side by side.
+/// A pair with an NBD front end and addresses of its own, so that tests can run side by side.
 struct Pair {
     dir: TempDir,
     alpha: Node,
     beta: Node,
 }
 
-fn host(dir: &Path, name: &str, ip: &str, port: u16, id: u8) -> String {
+fn host(dir: &Path, name: &str, address: &str, id: u8) -> String {
     let dir = dir.display();
     format!(
         "    on {name} {{
-        address {ip}:{port};
+        address {address};
         node-id {id};
         volume 0 {{
             device nbd+unix:///r0?socket={dir}/{name}.nbd;
@@ -32,23 +32,24 @@ fn host(dir: &Path, name: &str, ip: &str, port: u16, id: u8) -> String {
     )
 }
 
-fn configuration(dir: &Path, port: u16) -> String {
+fn configuration(dir: &Path) -> String {
+    let [alpha, beta] = own_addresses();
     format!(
         "resource r0 {{
     net {{ shared-secret \"a secret of the test\"; connect-int 1; timeout 9; }}
 {}{}}}
 ",
-        host(dir, "alpha", "127.0.0.1", port, 0),
-        host(dir, "beta", "127.0.0.2", port, 1)
+        host(dir, "alpha", &alpha, 0),
+        host(dir, "beta", &beta, 1)
     )
 }
 
 impl Pair {
     /// Metadata is there and both agents run.
-    fn new(port: u16) -> Pair {
+    fn new() -> Pair {
         let dir = tempfile::tempdir().expect("dir");
         let config = dir.path().join("lockstep.conf");
-        std::fs::write(&config, configuration(dir.path(), port)).expect("config");
+        std::fs::write(&config, configuration(dir.path())).expect("config");
         let mut pair = Pair {
             alpha: Node::new(dir.path(), "alpha", &config),
             beta: Node::new(dir.path(), "beta", &config),
@@ -64,8 +65,8 @@ impl Pair {
     }
 
     /// As `new`, with alpha primary and both copies up to date.
-    fn in_sync(port: u16) -> Pair {
-        let pair = Pair::new(port);
+    fn in_sync() -> Pair {
+        let pair = Pair::new();
         pair.alpha
             .run(&["wait-connect", "r0", "--timeout", "60"])
             .ok();
@@ -86,7 +87,7 @@ fn status(node: &Node) -> Value {
 
 #[test]
 fn a_pair_comes_up_and_goes_down() {
-    let mut pair = Pair::new(17801);
+    let mut pair = Pair::new();
     let (alpha, beta) = (&pair.alpha, &pair.beta);
     alpha.run(&["wait-connect", "r0", "--timeout", "60"]).ok();
     alpha
@@ -136,7 +137,7 @@ fn a_pair_comes_up_and_goes_down() {
 
 #[test]
 fn a_killed_data_plane_comes_back_with_its_role() {
-    let pair = Pair::in_sync(17802);
+    let pair = Pair::in_sync();
     for _ in 0..2 {
         let plane = pair.alpha.plane("r0").expect("runs");
         send_signal(plane, "KILL");
@@ -157,7 +158,7 @@ fn a_killed_data_plane_comes_back_with_its_role() {
 
 #[test]
 fn data_planes_outlive_their_agent() {
-    let mut pair = Pair::in_sync(17803);
+    let mut pair = Pair::in_sync();
     let plane = pair.alpha.plane("r0");
     pair.alpha.end_agent("KILL");
     assert_eq!(pair.beta.run(&["cstate", "r0"]).ok(), "Connected\n");
@@ -179,14 +180,14 @@ fn data_planes_outlive_their_agent() {
 
 #[test]
 fn a_bad_resource_does_not_keep_others_from_starting() {
-    let mut pair = Pair::new(17804);
+    let mut pair = Pair::new();
     pair.alpha.end_agent("TERM");
     let dir = pair.dir.path();
-    let broken = configuration(dir, 17805)
+    let broken = configuration(dir)
         .replace("r0", "r1")
         .replace(".img", ".missing")
         .replace(".nbd", ".nbd1");
-    let both = configuration(dir, 17804) + &broken;
+    let both = std::fs::read_to_string(&pair.alpha.config).expect("config") + &broken;
     std::fs::write(&pair.alpha.config, &both).expect("config");
     pair.alpha.start_agent();
     pair.alpha
@@ -202,11 +203,13 @@ fn a_bad_resource_does_not_keep_others_from_starting() {
 
 #[test]
 fn changed_configuration_is_taken_in_as_far_as_it_goes() {
-    let pair = Pair::new(17806);
+    let pair = Pair::new();
     let (alpha, dir) = (&pair.alpha, pair.dir.path());
     assert_eq!(alpha.run(&["adjust"]).ok(), "");
-    let changed = configuration(dir, 17806).replace("timeout 9", "protocol A; timeout 8");
-    let new = configuration(dir, 17807)
+    let changed = std::fs::read_to_string(&pair.alpha.config)
+        .expect("config")
+        .replace("timeout 9", "protocol A; timeout 8");
+    let new = configuration(dir)
         .replace("r0", "r1")
         .replace(".nbd", ".nbd1");
     let new = new.replace(".img", ".img1");

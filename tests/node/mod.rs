@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long anything may take before a test fails: generous, for a loaded machine.
@@ -169,6 +170,15 @@ impl Drop for Node {
             send_signal(pid, "KILL");
         }
     }
+}
+
+/// Addresses that no other test on this machine uses: the whole of 127.0.0.0/8 is ours to take.
+pub fn own_addresses() -> [String; 2] {
+    static NEXT: AtomicU8 = AtomicU8::new(1);
+    let pid = std::process::id();
+    let (high, low) = (100 + (pid >> 8) % 100, pid % 256);
+    let next = NEXT.fetch_add(2, Ordering::Relaxed);
+    [next, next + 1].map(|host| format!("127.{high}.{low}.{host}:7789"))
 }
 
 /// Sends a signal to a process that may have ended.

@@ -5,14 +5,13 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::nbd::Nbd;
-use crate::node::{Node, Ran, wait_until};
+use crate::node::{Node, Ran, own_addresses, wait_until};
 
 /// Long enough for a resync on a loaded machine.
 pub const SYNC: &str = "60";
@@ -83,15 +82,6 @@ pub struct Pair {
     pub plan: Plan,
     // Last: the directory goes when nobody uses it any more.
     pub dir: TempDir,
-}
-
-/// Addresses that no other test on this machine uses: the whole of 127.0.0.0/8 is ours to take.
-fn own_addresses() -> [String; 2] {
-    static NEXT: AtomicU8 = AtomicU8::new(1);
-    let pid = std::process::id();
-    let (high, low) = (100 + (pid >> 8) % 100, pid % 256);
-    let next = NEXT.fetch_add(2, Ordering::Relaxed);
-    [next, next + 1].map(|host| format!("127.{high}.{low}.{host}:7789"))
 }
 
 impl Pair {
