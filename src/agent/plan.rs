@@ -143,6 +143,7 @@ pub mod tests {
                 connect_interval: 10_000,
                 al_extents: 1237,
                 csums: false,
+                guarded: false,
                 verify_alg: "crc32c".to_owned(),
                 verify_repair: false,
                 votes: false,

@@ -241,6 +241,9 @@ pub struct ServeConfig {
     /// Every block of a sync is compared before it is copied.
     #[serde(default)]
     pub csums: bool,
+    /// A sync onto this node waits until the agent approves it.
+    #[serde(default)]
+    pub guarded: bool,
     /// A name that `verify-alg` takes.
     #[serde(default)]
     pub verify_alg: String,
@@ -265,6 +268,7 @@ impl ServeConfig {
             timeout: other.timeout,
             ko_count: other.ko_count,
             connect_interval: other.connect_interval,
+            guarded: other.guarded,
             verify_alg: other.verify_alg.clone(),
             verify_repair: other.verify_repair,
             volumes: self
@@ -450,6 +454,16 @@ pub enum ServeRequest {
     PauseSync {
         volume: u16,
         on: bool,
+    },
+    /// Lets another sync go before those of the volume, for so long at most: an agent that lives
+    /// says it again in time. 0 = they may go on.
+    HoldSync {
+        volume: u16,
+        millis: u64,
+    },
+    /// What comes before a sync onto the volume is done.
+    Approve {
+        volume: u16,
     },
     Verify {
         volume: u16,

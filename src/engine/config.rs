@@ -69,6 +69,8 @@ pub struct Config {
     pub limits: BTreeMap<VolumeId, Limits>,
     /// A sync from here compares every block before it copies it (`csums-alg`).
     pub csums: bool,
+    /// Syncs onto this node have to be approved: see [`super::hold`].
+    pub guarded: bool,
     pub protocol: Protocol,
     pub timeouts: Timeouts,
     pub vote: VoteMode,

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::config::Timeouts;
+use super::hold::PauseCause;
 use super::ids::{
     Buffer, CommandId, Generation, IoId, LinkId, NodeId, RequestId, Span, Term, VolumeId,
 };
@@ -122,14 +123,22 @@ pub enum Command {
     },
     /// Other liveness limits, from now on.
     Timeouts(Timeouts),
-    /// Pauses syncs of a volume, in either direction, or lets them go on.
+    /// Pauses syncs of a volume, in either direction, or lets them go on as far as this cause is
+    /// concerned.
     PauseSync {
         volume: VolumeId,
+        cause: PauseCause,
         on: bool,
     },
     /// Makes sure that the peer is still there: a connection on which it does not answer ends in
     /// time, although nothing is waited for.
     Probe,
+    /// Whether syncs onto this node have to be approved: see [`super::hold`].
+    Guard(bool),
+    /// The sync onto this volume that was asked about may begin: connect again.
+    Approve {
+        volume: VolumeId,
+    },
     /// Begins an online verify, run by this node.
     Verify {
         volume: VolumeId,

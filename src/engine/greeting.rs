@@ -51,6 +51,11 @@ impl Engine {
             }
             Message::Stored => self.greeting(|g| g.stored_received = true),
             Message::Bitmap(chunk) => self.on_bitmap(&chunk),
+            Message::PauseSync { volume, on } => {
+                if let Some(index) = self.index(volume) {
+                    self.on_peer_pause(index, on);
+                }
+            }
             Message::Ready => self.greeting(|g| g.ready_received = true),
             Message::Ping => self.send(Message::Pong, None),
             Message::Pong => {}
@@ -339,7 +344,14 @@ impl Engine {
         if (stale(mine, theirs) || stale(theirs, mine)) && !broken!(self, IgnoreTerm) {
             return Err(Refusal::StaleTerm);
         }
-        Ok(verdicts)
+        let target = |index: &usize| matches!(verdicts[*index], Verdict::Target(_));
+        let asks = |index: &usize| target(index) && self.asks_first(*index);
+        match (0..verdicts.len()).find(asks) {
+            Some(index) => Err(Refusal::AsksFirst {
+                volume: self.volumes[index].id,
+            }),
+            None => Ok(verdicts),
+        }
     }
 
     fn send_agree(&mut self) {
@@ -517,6 +529,10 @@ impl Engine {
             self.volumes[index].change_peer(|peer| peer.want_full = false);
             self.send_bitmap(index);
         }
+        for index in 0..self.volumes.len() {
+            self.volumes[index].approved = false;
+            self.tell_pause(index);
+        }
         self.send(Message::Ready, None);
         self.progress = true;
     }
@@ -629,9 +645,7 @@ impl Engine {
             // Its answer was lost with the last link.
             self.on_new_generation_ack(index, peer.current);
             self.start_volume(index, verdict, peer.disk);
-            if self.volumes[index].paused.here {
-                self.tell_pause(index);
-            }
+            self.tell_pause(index);
         }
         self.publish_connection(ConnectionState::Connected);
         self.recheck = true;

@@ -138,7 +138,7 @@ impl Engine {
         self.change_lost_link();
         for index in 0..self.volumes.len() {
             self.abandon_sync(index);
-            self.volumes[index].paused.peer = false;
+            self.volumes[index].paused.forget_peer();
             self.volumes[index].compared = false;
             self.set_replication(index, ReplicationState::Off);
             self.set_peer_disk(index, DiskState::DUnknown);

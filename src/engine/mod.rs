@@ -15,6 +15,7 @@ mod disks;
 mod event;
 mod greeting;
 mod handshake;
+mod hold;
 mod ids;
 mod link;
 mod message;
@@ -41,6 +42,7 @@ mod vote;
 pub use action::{Action, Notice, Shape};
 pub use config::{Config, Protocol, Timeouts, VoteMode};
 pub use event::{Command, Event, Ground, IoOutcome, Op, Request, VerifyScope, Vote};
+pub use hold::PauseCause;
 pub use ids::{
     Buffer, CommandId, Generation, IoId, LinkId, NodeId, RequestId, Session, Span, Term, Time,
     VolumeId,

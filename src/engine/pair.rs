@@ -97,6 +97,7 @@ fn config(node: u8, protocol: Protocol) -> Config {
         volumes: vec![VolumeId(0)],
         limits: Default::default(),
         csums: false,
+        guarded: false,
         protocol,
         timeouts: Timeouts::default(),
         vote: VoteMode::Operator,

@@ -1,5 +1,6 @@
 //! The picture of the engine that `status` shows.
 
+use super::hold::PauseCause;
 use super::resource::Engine;
 use super::status::{
     ConnectionStatus, DeviceStatus, PeerDeviceStatus, ReplicationState, ResourceStatus,
@@ -75,8 +76,9 @@ impl Engine {
             unacked,
             sync_done: done,
             sync_total: total,
-            paused_here: v.paused.here,
-            paused_by_peer: v.paused.peer,
+            paused_by_user: v.paused.by(PauseCause::User),
+            paused_for_another: v.paused.by(PauseCause::Dependency),
+            paused_by_peer: v.paused.by_peer(),
             verify: v.verify.status(),
         }
     }

@@ -124,6 +124,10 @@ pub enum Refusal {
     NoSource {
         volume: VolumeId,
     },
+    /// A sync onto the volume is about to begin: the agent has to approve it.
+    AsksFirst {
+        volume: VolumeId,
+    },
     Metadata {
         errno: i32,
     },

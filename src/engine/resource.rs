@@ -289,13 +289,18 @@ impl Engine {
             Command::Primary { force, ground } => self.on_primary(id, force, ground),
             Command::Secondary => self.on_secondary(id),
             Command::Invalidate { volume } => self.on_invalidate(id, volume),
-            Command::PauseSync { volume, on } => self.on_pause(id, volume, on),
             Command::Probe => {
                 if self.replicating().is_some() {
                     self.send(Message::Ping, None);
                 }
                 self.done(id);
             }
+            Command::PauseSync { volume, cause, on } => self.on_pause(id, volume, (cause, on)),
+            Command::Guard(on) => {
+                self.config.guarded = on;
+                self.done(id);
+            }
+            Command::Approve { volume } => self.on_approve(id, volume),
             Command::Verify { volume, scope } => self.on_verify(id, volume, scope),
             Command::Timeouts(timeouts) => {
                 self.config.timeouts = timeouts;

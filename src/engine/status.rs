@@ -159,8 +159,10 @@ pub struct PeerDeviceStatus {
     /// While a sync or verify runs: bytes done and to do since its start.
     pub sync_done: u64,
     pub sync_total: u64,
-    /// Syncs are paused by order of this node's operator, of the peer's.
-    pub paused_here: bool,
+    /// Syncs are paused by order of this node's operator, by its agent so that another one goes
+    /// first, by the peer.
+    pub paused_by_user: bool,
+    pub paused_for_another: bool,
     pub paused_by_peer: bool,
     pub verify: VerifyStatus,
 }

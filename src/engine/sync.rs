@@ -29,19 +29,6 @@ const SHORT_READ: u64 = 64 << 10;
 /// The smallest hole, the unit of the dirty bitmap.
 const LEAST_HOLE: u32 = 4096;
 
-/// Whose operator holds syncs of a volume back.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Paused {
-    pub(super) here: bool,
-    pub(super) peer: bool,
-}
-
-impl Paused {
-    pub(super) fn any(self) -> bool {
-        self.here || self.peer
-    }
-}
-
 /// Where a claimed block stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
@@ -285,33 +272,6 @@ impl Engine {
             sync.blocks.insert(id, block);
             self.start_block(volume, id);
         }
-    }
-
-    pub(super) fn on_pause(&mut self, command: CommandId, id: VolumeId, on: bool) {
-        let Some(volume) = self.index(id) else {
-            return self.refuse(command, Refusal::UnknownVolume { volume: id });
-        };
-        if std::mem::replace(&mut self.volumes[volume].paused.here, on) != on {
-            self.tell_pause(volume);
-            self.publish_shown(volume);
-        }
-        self.progress = true;
-        self.done(command);
-    }
-
-    /// The peer learns whether syncs are paused here.
-    pub(super) fn tell_pause(&mut self, volume: usize) {
-        let v = &self.volumes[volume];
-        let (volume, on) = (v.id, v.paused.here);
-        if self.replicating().is_some() {
-            self.send(Message::PauseSync { volume, on }, None);
-        }
-    }
-
-    pub(super) fn on_peer_pause(&mut self, volume: usize, on: bool) {
-        self.volumes[volume].paused.peer = on;
-        self.publish_shown(volume);
-        self.progress = true;
     }
 
     pub(super) fn on_limits(&mut self, command: CommandId, id: VolumeId, limits: Limits) {
@@ -610,6 +570,9 @@ impl Engine {
         let checkpoint = self.checkpoint();
         let v = &mut self.volumes[volume];
         v.bitmap.clear_span(span, v.size, partial);
+        if !v.sync.as_ref().is_some_and(Sync::is_repair) {
+            v.verify.found.remove(&(span.start..span.end()));
+        }
         // A hole costs little to be made again.
         v.cleared += u64::from(self.config.resync_chunk.min(span.len));
         if v.cleared >= checkpoint {

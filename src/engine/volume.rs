@@ -5,12 +5,13 @@ use std::collections::{BTreeSet, VecDeque};
 use super::action::Shape;
 use super::activity_log::ActivityLog;
 use super::bitmap::Bitmap;
+use super::hold::Paused;
 use super::ids::{CommandId, Generation, NodeId, Time, VolumeId};
 use super::pace::Limits;
 use super::persist::{PeerRecord, Superblock};
 use super::repair::Order;
 use super::status::{DiskState, ReplicationState};
-use super::sync::{Paused, Sync};
+use super::sync::Sync;
 use super::verify::Verify;
 
 /// Generations kept as ancestry.
@@ -169,6 +170,8 @@ pub(super) struct Volume {
     pub(super) compared: bool,
     pub(super) sync: Option<Sync>,
     pub(super) paused: Paused,
+    /// The next sync onto this volume need not be asked about; see [`super::hold`].
+    pub(super) approved: bool,
     pub(super) verify: Verify,
     /// Ranges to be sent for a repair.
     pub(super) order: Order,
@@ -215,6 +218,7 @@ impl Volume {
             compared: false,
             sync: None,
             paused: Paused::default(),
+            approved: false,
             verify: Verify::default(),
             order: Order::default(),
             limits,

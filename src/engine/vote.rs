@@ -218,6 +218,7 @@ mod tests {
                 volumes: vec![VolumeId(0)],
                 limits: Default::default(),
                 csums: false,
+                guarded: false,
                 protocol: Protocol::C,
                 timeouts: Timeouts::default(),
                 vote: VoteMode::Voter,

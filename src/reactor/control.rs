@@ -16,6 +16,7 @@ use tokio::sync::{broadcast, oneshot, watch};
 use super::attach::{self, AttachError};
 use super::connect::{Connector, Failure, LinkOptions, SharedOptions};
 use super::digest;
+use super::holds::Holds;
 use super::lines::{First, LineError, Lines, Request, first};
 use super::orders::{Answer, LinkWish, Order, Orders};
 use super::serve::{Addresses, timeouts};
@@ -23,7 +24,7 @@ use super::status::{Snapshot, copies, render};
 use crate::agent::protocol::{
     ErrorKind, ErrorReply, Reply, ServeConfig, ServeNotice, ServeRequest, VerifyOptions,
 };
-use crate::engine::{Command, Digest, Ground, NodeId, Role, VerifyScope, VolumeId};
+use crate::engine::{Command, Digest, Ground, NodeId, PauseCause, Role, VerifyScope, VolumeId};
 
 /// Connections of agents at once; commands and streams of one agent are a handful.
 const MAX_CONNECTIONS: usize = 64;
@@ -57,6 +58,7 @@ struct Shared {
     notices: Notices,
     early: RefCell<Option<broadcast::Receiver<(u64, ServeNotice)>>>,
     failure: Failure,
+    holds: Holds,
 }
 
 impl Control {
@@ -83,6 +85,7 @@ impl Control {
             notices: self.notices,
             early: RefCell::new(Some(self.early)),
             failure,
+            holds: Holds::default(),
         });
         let lines = Lines::new(UnixStream::from_std(self.first)?);
         if let Err(error) = lines.send(&Reply::Done(Value::Null)).await {
@@ -177,7 +180,7 @@ fn another_configuration(name: &str) -> ErrorReply {
 }
 
 /// The ring thread does not answer any more.
-fn gone() -> ErrorReply {
+pub(super) fn gone() -> ErrorReply {
     ErrorReply::new(
         ErrorKind::Failed,
         "the data plane is ending",
@@ -220,8 +223,16 @@ impl Shared {
                 self.command(Command::Invalidate { volume }).await
             }
             ServeRequest::PauseSync { volume, on } => {
+                let (volume, cause) = (VolumeId(volume), PauseCause::User);
+                self.command(Command::PauseSync { volume, cause, on }).await
+            }
+            ServeRequest::HoldSync { volume, millis } => {
+                let lease = Duration::from_millis(millis);
+                self.holds.hold(VolumeId(volume), lease, &self.orders).await
+            }
+            ServeRequest::Approve { volume } => {
                 let volume = VolumeId(volume);
-                self.command(Command::PauseSync { volume, on }).await
+                self.command(Command::Approve { volume }).await
             }
             ServeRequest::Verify { volume, scope } => self.verify(VolumeId(volume), &scope).await,
             ServeRequest::Probe => self.command(Command::Probe).await,
@@ -269,6 +280,7 @@ impl Shared {
             let (volume, limits) = (VolumeId(entry.volume), entry.resync.into());
             self.command(Command::Limits { volume, limits }).await?;
         }
+        self.command(Command::Guard(config.guarded)).await?;
         self.command(Command::Timeouts(timeouts(&config))).await
     }
 

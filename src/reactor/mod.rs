@@ -21,6 +21,7 @@ mod device;
 mod digest;
 mod disk;
 mod fronts;
+mod holds;
 pub mod lease;
 mod lines;
 mod links;

@@ -263,6 +263,13 @@ fn of_data_refusal(refusal: &Refusal, names: Names<'_>) -> Option<Reason> {
                  `lockstep connect --discard-my-data {resource}` on the other node"
             ),
         ),
+        Refusal::AsksFirst { volume } => refused(
+            format!(
+                "a sync onto volume {volume} is about to begin: the handler before-resync-target \
+                 comes first"
+            ),
+            "the connection is made when the handler has ended with exit code 0".to_owned(),
+        ),
         Refusal::NoSource { volume } => refused(
             format!("neither node has usable data of volume {volume}"),
             format!(
@@ -360,6 +367,7 @@ fn of_other_refusal(refusal: &Refusal, names: Names<'_>) -> Reason {
         | Refusal::SplitBrain { .. }
         | Refusal::UnrelatedData { .. }
         | Refusal::PrimaryIsOlder { .. }
+        | Refusal::AsksFirst { .. }
         | Refusal::NoSource { .. } => refused(format!("{refusal:?}"), status),
     }
 }
@@ -458,6 +466,7 @@ mod tests {
             Refusal::ProtocolMismatch,
             Refusal::BlockSizeMismatch { volume },
             Refusal::VolumeMismatch,
+            Refusal::AsksFirst { volume },
             Refusal::NoSource { volume },
             Refusal::Metadata { errno: 5 },
             Refusal::ShuttingDown,

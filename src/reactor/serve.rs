@@ -224,6 +224,7 @@ fn engine_config(config: &ServeConfig, boot_id: u64) -> Result<Config, ServeErro
             .map(|entry| (VolumeId(entry.volume), entry.resync.into()))
             .collect(),
         csums: config.csums,
+        guarded: config.guarded,
         protocol: match config.protocol {
             'A' => Protocol::A,
             'B' => Protocol::B,

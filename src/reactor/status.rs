@@ -298,8 +298,14 @@ fn connection(
             map.insert("help".to_owned(), json!(help));
         }
     }
-    if let Some(Refusal::SplitBrain { .. }) = status.reason {
-        map.insert("split-brain".to_owned(), json!(true));
+    match status.reason {
+        Some(Refusal::SplitBrain { .. }) => {
+            map.insert("split-brain".to_owned(), json!(true));
+        }
+        Some(Refusal::AsksFirst { volume }) => {
+            map.insert("asks-before-sync".to_owned(), json!(volume.0));
+        }
+        _ => {}
     }
     Value::Object(map)
 }
@@ -348,22 +354,9 @@ fn peer_device(config: &ServeConfig, snapshot: &Snapshot, status: &PeerDeviceSta
         "percent-in-sync": percent(size.saturating_sub(status.out_of_sync), size),
         "verify": verify(&status.verify),
     }));
-    let paused = |who: &str, command: &str| {
-        let resource = &config.resource;
-        format!("the sync is paused {who}; `lockstep resume-sync {resource}` {command}")
-    };
-    match (
-        status.sync_total > 0,
-        status.paused_here,
-        status.paused_by_peer,
-    ) {
-        (true, true, _) => map.insert("reason".to_owned(), json!(paused("here", "lets it go on"))),
-        (true, false, true) => {
-            let there = format!("on {} lets it go on", config.peer_name);
-            map.insert("reason".to_owned(), json!(paused("by the peer", &there)))
-        }
-        _ => None,
-    };
+    if let Some(reason) = pause_reason(config, status) {
+        map.insert("reason".to_owned(), json!(reason));
+    }
     if status.sync_total > 0 {
         let rate = position(config, status.volume.0)
             .and_then(|index| snapshot.volumes.get(index))
@@ -374,12 +367,38 @@ fn peer_device(config: &ServeConfig, snapshot: &Snapshot, status: &PeerDeviceSta
 }
 
 /// Who holds syncs back, in DRBD's words.
-fn suspended(status: &PeerDeviceStatus) -> &'static str {
-    match (status.paused_here, status.paused_by_peer) {
-        (false, false) => "no",
-        (true, false) => "user",
-        (false, true) => "peer",
-        (true, true) => "user,peer",
+fn suspended(status: &PeerDeviceStatus) -> String {
+    let causes = [
+        (status.paused_by_user, "user"),
+        (status.paused_by_peer, "peer"),
+        (status.paused_for_another, "dependency"),
+    ];
+    let words = causes.into_iter().filter(|(on, _)| *on);
+    let words: Vec<&str> = words.map(|(_, word)| word).collect();
+    match words.is_empty() {
+        true => "no".to_owned(),
+        false => words.join(","),
+    }
+}
+
+/// Why a sync that there is does not go on.
+fn pause_reason(config: &ServeConfig, status: &PeerDeviceStatus) -> Option<String> {
+    let (resource, peer) = (&config.resource, &config.peer_name);
+    let resume = format!("`lockstep resume-sync {resource}`");
+    let waits = [ReplicationState::PausedSyncS, ReplicationState::PausedSyncT];
+    if !waits.contains(&status.replication) {
+        None
+    } else if status.paused_by_user {
+        Some(format!("the sync is paused here; {resume} lets it go on"))
+    } else if status.paused_for_another {
+        Some("the sync waits until another one on this node has ended".to_owned())
+    } else if status.paused_by_peer {
+        Some(format!(
+            "the sync is paused by the peer; {resume} on {peer} lets it go on, unless it waits \
+             there for another one"
+        ))
+    } else {
+        None
     }
 }
 
@@ -434,9 +453,7 @@ fn object(value: Value) -> Map<String, Value> {
 pub(super) mod tests {
     use super::*;
     use crate::agent::protocol::ServeVolume;
-    use crate::engine::{
-        DiskState, Generation, NodeId, ReplicationState, Role, Term, VerifyState, VolumeId,
-    };
+    use crate::engine::{DiskState, Generation, NodeId, Role, Term, VerifyState, VolumeId};
 
     /// A configuration to test with.
     pub fn config() -> ServeConfig {
@@ -457,6 +474,7 @@ pub(super) mod tests {
             connect_interval: 10_000,
             al_extents: 1237,
             csums: false,
+            guarded: false,
             verify_alg: "crc32c".to_owned(),
             verify_repair: false,
             votes: false,
@@ -510,7 +528,8 @@ pub(super) mod tests {
                         unacked: 0,
                         sync_done: 1 << 18,
                         sync_total: 3 << 18,
-                        paused_here: true,
+                        paused_by_user: true,
+                        paused_for_another: false,
                         paused_by_peer: false,
                         verify: VerifyStatus {
                             state: VerifyState::Done,

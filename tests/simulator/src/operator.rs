@@ -1,12 +1,17 @@
 //! The operator: scripted, random, sometimes unreasonable in the safety phase; patient and
 //! sensible in the liveness phase, where it mends what the faults have left behind.
 
-use lockstep::engine::{Command, ConnectionState, DiskState, Ground, Refusal, Role, VolumeId};
+use lockstep::engine::{
+    Command, ConnectionState, DiskState, Ground, PauseCause, Refusal, Role, VolumeId,
+};
 
 use crate::node::Purpose;
 use crate::scenario::Weights;
 use crate::verify::in_step;
 use crate::world::{Happening, Phase, World};
+
+/// For which a node pauses syncs.
+const CAUSES: [PauseCause; 2] = [PauseCause::User, PauseCause::Dependency];
 
 impl World {
     /// The operator looks at the cluster and does one thing.
@@ -130,7 +135,12 @@ impl World {
             7 => self.verify(node, volume),
             8 => {
                 let on = self.rng.chance(500);
-                self.command(node, Command::PauseSync { volume, on }, Purpose::Other);
+                let cause = *self.rng.pick(&CAUSES).unwrap_or(&PauseCause::User);
+                self.command(
+                    node,
+                    Command::PauseSync { volume, cause, on },
+                    Purpose::Other,
+                );
             }
             _ => {}
         }
@@ -180,6 +190,10 @@ impl World {
     }
 
     fn rejoin(&mut self, node: usize, discard: bool) {
+        if let (false, Some(Refusal::AsksFirst { volume })) = (discard, self.reason(node)) {
+            let volume = *volume;
+            return self.command(node, Command::Approve { volume }, Purpose::Other);
+        }
         if discard {
             self.command(node, Command::Disconnect, Purpose::Other);
             self.oracle.discarded(node);
@@ -216,9 +230,10 @@ impl World {
         };
         let status = process.engine.status();
         for peer in status.connection.peer_devices {
-            if peer.paused_here {
-                let volume = peer.volume;
-                let resume = Command::PauseSync { volume, on: false };
+            let (volume, on) = (peer.volume, false);
+            let held = [peer.paused_by_user, peer.paused_for_another];
+            for (cause, _) in CAUSES.into_iter().zip(held).filter(|(_, held)| *held) {
+                let resume = Command::PauseSync { volume, cause, on };
                 self.command(node, resume, Purpose::Other);
             }
         }

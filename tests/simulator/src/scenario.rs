@@ -332,6 +332,8 @@ pub struct Plan {
     pub dense: [bool; 2],
     /// Syncs compare before they copy.
     pub csums: bool,
+    /// Syncs onto a node have to be approved.
+    pub guarded: bool,
     pub max_unacked: u64,
     pub timeouts: Timeouts,
     pub network_latency: Instant,
@@ -427,6 +429,7 @@ impl Plan {
             // A sync would copy what a silent fault has spoiled.
             synced: !slow && rng.chance(850) || scenario.weights.silent > 0,
             reissue: rng.chance(500),
+            guarded: rng.chance(150),
         }
     }
 }

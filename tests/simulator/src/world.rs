@@ -306,6 +306,7 @@ impl World {
                 .map(|volume| (VolumeId(volume as u16), self.plan.limits))
                 .collect(),
             csums: self.plan.csums,
+            guarded: self.plan.guarded,
             protocol: self.options.protocol,
             timeouts: self.plan.timeouts,
             vote: if self.options.voter {
