@@ -39,6 +39,11 @@ pub enum Notice {
         volume: VolumeId,
         to: ReplicationState,
     },
+    /// No sync runs, but one would be held back from now on, or would not be any more.
+    Paused {
+        volume: VolumeId,
+        on: bool,
+    },
     /// A sync has ended well, told by both sides; bytes copied and found equal.
     SyncDone {
         volume: VolumeId,

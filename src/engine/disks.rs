@@ -244,6 +244,8 @@ impl Engine {
         if source {
             // The target stays inconsistent and has nobody to sync from.
             self.set_replication(index, ReplicationState::Established);
+        } else if self.volumes[index].replication == ReplicationState::SyncTarget {
+            self.publish_shown(index);
         }
         // A record under way died with the disk; nothing rests on it any more.
         self.volumes[index].mint = None;

@@ -11,11 +11,12 @@
 //! and made again when the agent approves. A copy that is inconsistent already has nothing to keep,
 //! and a primary that takes its disk back would lose the only copy that it works with: neither asks.
 
+use super::action::Notice;
 use super::ids::{CommandId, VolumeId};
 use super::message::Message;
 use super::reason::Refusal;
 use super::resource::Engine;
-use super::status::{DiskState, Role};
+use super::status::{DiskState, ReplicationState, Role};
 
 /// Why this node pauses a sync.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -82,10 +83,9 @@ impl Engine {
             return self.refuse(command, Refusal::UnknownVolume { volume: id });
         };
         let paused = &mut self.volumes[volume].paused;
-        let before = paused.here();
-        paused.set(cause, on);
-        if paused.here() != before {
-            self.publish_shown(volume);
+        if paused.by(cause) != on {
+            paused.set(cause, on);
+            self.publish_pause(volume);
         }
         if self.replicating().is_some() {
             self.tell_pause(volume);
@@ -106,8 +106,18 @@ impl Engine {
 
     pub(super) fn on_peer_pause(&mut self, volume: usize, on: bool) {
         self.volumes[volume].paused.peer = on;
-        self.publish_shown(volume);
+        self.publish_pause(volume);
         self.progress = true;
+    }
+
+    fn publish_pause(&mut self, volume: usize) {
+        let v = &self.volumes[volume];
+        let syncs = [ReplicationState::SyncSource, ReplicationState::SyncTarget];
+        if syncs.contains(&v.replication) {
+            return self.publish_shown(volume);
+        }
+        let (volume, on) = (v.id, v.paused.any());
+        self.publish(Notice::Paused { volume, on });
     }
 
     /// Whether a sync onto the volume has to be approved first.

@@ -61,7 +61,7 @@ impl Engine {
         };
         let (done, total) = match (v.replication, &v.sync) {
             (ReplicationState::SyncSource, Some(sync)) => synced(sync.total()),
-            (ReplicationState::SyncTarget, _) => synced(v.counters.sync_total),
+            (ReplicationState::SyncTarget, _) if v.has_disk() => synced(v.counters.sync_total),
             _ => v.verify.progress().unwrap_or_default(),
         };
         let unacked = u32::try_from(self.transfer.unacked.len()).unwrap_or(u32::MAX);

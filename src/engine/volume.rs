@@ -271,6 +271,8 @@ impl Volume {
     /// The state of replication as it is shown.
     pub(super) fn shown_replication(&self) -> ReplicationState {
         match self.replication {
+            // Blocks that are still on their way are taken, and dropped.
+            ReplicationState::SyncTarget if !self.has_disk() => ReplicationState::Established,
             ReplicationState::SyncSource if self.paused.any() => ReplicationState::PausedSyncS,
             ReplicationState::SyncTarget if self.paused.any() => ReplicationState::PausedSyncT,
             state => self.verify.shown().unwrap_or(state),

@@ -59,6 +59,10 @@ pub fn of_notice(notice: &Notice, ran: Duration, names: Names<'_>) -> String {
             }
         }
         Notice::Replication { volume, to } => format!("volume {volume}: replication {to}"),
+        Notice::Paused { volume, on: true } => {
+            format!("volume {volume}: a sync would be held back from now on")
+        }
+        Notice::Paused { volume, .. } => format!("volume {volume}: a sync would not be held back"),
         Notice::SyncDone {
             volume,
             copied,

@@ -73,6 +73,7 @@ pub fn transition(notice: &Notice) -> Option<Transition> {
             to: to.to_string(),
         },
         Notice::DiskError { .. }
+        | Notice::Paused { .. }
         | Notice::SyncDone { .. }
         | Notice::VerifyDone { .. }
         | Notice::Repaired { .. }
