@@ -70,6 +70,11 @@ impl Dirs {
         self.state.join("witness")
     }
 
+    /// One file per resource: results that outlive its processes.
+    pub fn kept(&self) -> PathBuf {
+        self.state.join("kept")
+    }
+
     /// Creates what is missing, for root's eyes only.
     pub fn create(&self) -> Result<(), ErrorReply> {
         for dir in [
@@ -77,6 +82,7 @@ impl Dirs {
             &self.state,
             &self.device_records(),
             &self.votes(),
+            &self.kept(),
         ] {
             DirBuilder::new()
                 .recursive(true)

@@ -6,6 +6,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use serde_json::Value;
+use tokio::sync::Notify;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 /// Events that may wait for one listener: a few seconds of a flapping link on a hundred resources.
@@ -17,6 +18,7 @@ const MAX_LISTENERS: usize = 64;
 #[derive(Clone, Default)]
 pub struct Hub {
     listeners: Rc<RefCell<Vec<Sender<Value>>>>,
+    pulse: Rc<Notify>,
 }
 
 impl Hub {
@@ -25,6 +27,11 @@ impl Hub {
         self.listeners
             .borrow_mut()
             .retain(|listener| listener.try_send(event.clone()).is_ok());
+    }
+
+    /// Rung at every change, for the one task that compares resources.
+    pub fn pulse(&self) -> &Notify {
+        &self.pulse
     }
 
     /// A new listener; none when there are too many. Its stream ends when it falls behind.

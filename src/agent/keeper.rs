@@ -18,6 +18,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 use tracing::{error, info, warn};
 
+use super::calendar::Clock;
 use super::cluster::Cluster;
 use super::dirs::{Dirs, remove_if_there};
 use super::disks;
@@ -81,6 +82,7 @@ pub struct Site {
     pub program: PathBuf,
     /// None: the operator is the vote.
     pub cluster: Option<Rc<Cluster>>,
+    pub clock: Clock,
 }
 
 /// A data plane with the tasks that watch it.
@@ -947,7 +949,7 @@ fn wish_of(view: &ResourceView) -> Wish {
             .map(|device| device.volume)
             .filter(|volume| has_disk(view, *volume))
             .collect(),
-        connected: !stands_alone(view),
+        connected: !stands_alone(view) || view.asks_before_sync().is_some(),
         primary: view.role == "Primary",
     }
 }

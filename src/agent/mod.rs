@@ -5,6 +5,7 @@
 //! talks to its data plane ([`plane`]). Work that may block (opening disks, writing sysfs) runs on
 //! threads of its own. When the agent dies its data planes go on; the next agent takes them over.
 
+pub mod calendar;
 pub mod channel;
 pub mod cluster;
 pub mod dirs;
@@ -13,17 +14,21 @@ pub mod events;
 pub mod failover;
 pub mod follow;
 pub mod front;
+pub mod handlers;
 pub mod hub;
 pub mod keeper;
+pub mod kept;
 pub mod listen;
 pub mod node;
 pub mod order;
 pub mod plan;
 pub mod plane;
 pub mod protocol;
+pub mod report;
 pub mod retry;
 pub mod server;
 pub mod status;
+pub mod syncs;
 pub mod users;
 pub mod view;
 
@@ -77,10 +82,13 @@ pub fn run(dirs: Dirs, load: Loader, cluster: Option<PulseConfig>) -> Result<(),
                 dirs: dirs.clone(),
                 program,
                 cluster,
+                clock: calendar::wall(),
             },
             load,
         );
         node.start(plans);
+        tokio_uring::spawn(syncs::coordinate(Rc::clone(&node)));
+        tokio_uring::spawn(calendar::follow(Rc::clone(&node)));
         tokio_uring::spawn(server::serve(listener, Rc::clone(&node)));
         tell_supervisor(sd_notify::NotifyState::Ready);
         info!(run_dir = %dirs.run().display(), "agent is ready");

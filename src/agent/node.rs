@@ -6,16 +6,22 @@ use std::rc::Rc;
 
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc::{Receiver, UnboundedSender};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tracing::warn;
 
+use super::calendar::Clock;
 use super::events::Event;
 use super::failover::Failover;
+use super::handlers;
 use super::hub::Hub;
 use super::keeper::{Input, Keeper, Site};
 use super::order::Order;
 use super::plan::Plan;
-use super::protocol::{AUTHENTICATE, ControlRequest, ErrorKind, ErrorReply, Target, VerifyOptions};
+use super::plane::{STATUS_ANSWER, exchange};
+use super::protocol::{
+    AUTHENTICATE, ControlRequest, ErrorKind, ErrorReply, ServeRequest, Target, VerifyOptions,
+};
+use super::report;
 use super::status::{Phase, Status};
 use super::users;
 
@@ -71,13 +77,34 @@ impl Node {
                 "unauthenticated: any host that reaches the port can replicate"
             );
         }
-        let status = Status::new(&self.site.dirs, &plan, self.hub.clone());
+        let status = handlers::spawn(|jobs| Status::new(&self.site, &plan, self.hub.clone(), jobs));
         let orders = Keeper::spawn(Rc::clone(&self.site), plan, Rc::clone(&status), up);
         if let Some(cluster) = &self.site.cluster {
             Failover::spawn(cluster, &status, &orders);
         }
         let resource = Resource { orders, status };
         self.resources.borrow_mut().insert(name, resource);
+    }
+
+    /// Wakes whoever follows what the data planes tell.
+    pub fn pulse(&self) -> &Notify {
+        self.hub.pulse()
+    }
+
+    pub fn clock(&self) -> &Clock {
+        &self.site.clock
+    }
+
+    /// Begins a verify of a whole resource, as the configuration wants it.
+    pub async fn verify(&self, resource: &str) -> Result<Value, ErrorReply> {
+        let target = Target::Resource(resource.to_owned());
+        let order = Order::Verify(None, VerifyOptions::default());
+        self.give(&target, &order).await
+    }
+
+    pub fn statuses(&self) -> Vec<Rc<Status>> {
+        let resources = self.resources.borrow();
+        resources.values().map(|r| Rc::clone(&r.status)).collect()
     }
 
     /// Answers one request of the command line.
@@ -96,6 +123,10 @@ impl Node {
             "disk-options" => {
                 let target = Target::parse(&request.target)?;
                 done(self.disk_options(&target, &request.options).await)
+            }
+            "report" => {
+                let recorder = flag(&request.options, "flight-recorder");
+                done(self.report(&request.target, recorder).await)
             }
             verb => {
                 let target = Target::parse(&request.target)?;
@@ -127,6 +158,25 @@ impl Node {
             users::find_openers(&mut views).await;
         }
         serde_json::to_value(views)
+            .map_err(|error| ErrorReply::new(ErrorKind::Failed, error, "report this"))
+    }
+
+    /// What is kept of one resource, or of all.
+    async fn report(&self, target: &str, recorder: bool) -> Result<Value, ErrorReply> {
+        let wanted = Target::parse(target)?;
+        wanted.of_resource("report")?;
+        let now = (self.site.clock)();
+        let mut reports = Vec::new();
+        for (name, status, _) in self.chosen(&wanted)? {
+            let mut report = report::of(&status, &now);
+            if recorder && status.phase() == Phase::Running {
+                let request = ServeRequest::FlightRecorder;
+                let told = exchange(&name, status.socket(), &request, &[], STATUS_ANSWER).await?;
+                report.flight_recorder = serde_json::from_value(told).unwrap_or_default();
+            }
+            reports.push(report);
+        }
+        serde_json::to_value(reports)
             .map_err(|error| ErrorReply::new(ErrorKind::Failed, error, "report this"))
     }
 
@@ -512,6 +562,15 @@ fn differences(old: &Plan, new: &Plan) -> Vec<&'static str> {
         ),
         (a.connect_interval != b.connect_interval, "connect-int"),
         (old.auto != new.auto, "start-policy"),
+        (
+            old.upkeep.after != new.upkeep.after || old.upkeep.max_syncs != new.upkeep.max_syncs,
+            "resync-after, max-parallel-resyncs",
+        ),
+        (
+            old.upkeep.schedule != new.upkeep.schedule,
+            "verify-schedule",
+        ),
+        (old.upkeep.handlers != new.upkeep.handlers, "handlers"),
     ];
     let named = parts.into_iter();
     named
@@ -524,6 +583,7 @@ mod tests {
     use super::*;
     use crate::agent::plan::tests::plan;
     use crate::agent::protocol::FrontEnd;
+    use crate::config::Schedule;
 
     fn ask(verb: &str, target: &str, options: Value) -> Result<Order, ErrorReply> {
         let options = options.as_object().cloned().unwrap_or_default();
@@ -568,7 +628,10 @@ mod tests {
     #[test]
     fn every_difference_has_a_name_and_some_are_followed() {
         let old = plan("r0", FrontEnd::Ublk { minor: 1 });
-        let online: [fn(&mut Plan); 8] = [
+        let online: [fn(&mut Plan); 11] = [
+            |p| p.upkeep.max_syncs = 7,
+            |p| p.upkeep.schedule = Schedule::parse("daily 1:00").ok(),
+            |p| p.upkeep.handlers.out_of_sync = Some("x".to_owned()),
             |p| p.serve.volumes[0].resync.fill_target += 1,
             |p| p.auto = true,
             |p| p.serve.shared_secret = "x".to_owned().into(),

@@ -1,11 +1,13 @@
 //! What the agent needs to know about one resource, made from the configuration.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde_json::{Map, Value};
 
 use super::failover::Managed;
 use super::protocol::{ErrorKind, ErrorReply, ServeConfig, Target};
+use crate::config::{After, HandlerOptions, Schedule};
 
 /// One resource as this node runs it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +22,18 @@ pub struct Plan {
     pub unsupported: Option<&'static str>,
     /// Who takes over by itself; none = the operator promotes.
     pub managed: Option<Managed>,
+    pub upkeep: Upkeep,
+}
+
+/// What the agent does about the copies by itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Upkeep {
+    /// By volume, the syncs that come before its own.
+    pub after: BTreeMap<u16, After>,
+    /// Syncs of this node that run at once; 0 = no limit.
+    pub max_syncs: u32,
+    pub schedule: Option<Schedule>,
+    pub handlers: HandlerOptions,
 }
 
 /// Where a volume's bytes are.
@@ -57,6 +71,7 @@ impl Plan {
             serve: old.serve.with_options_of(&self.serve),
             auto: self.auto,
             managed: self.managed.clone(),
+            upkeep: self.upkeep.clone(),
             ..old.clone()
         };
         *self == with_options
@@ -166,6 +181,7 @@ pub mod tests {
             auto: false,
             unsupported: None,
             managed: None,
+            upkeep: Upkeep::default(),
         }
     }
 }

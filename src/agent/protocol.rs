@@ -476,6 +476,8 @@ pub enum ServeRequest {
     /// What a vote needs to know: a list of `failover::Copy`.
     Copies,
     Voter(VoterSays),
+    /// The last events and actions of the engine, as lines.
+    FlightRecorder,
     /// Streams notices as `Reply::Item` until the socket closes, a picture after every change.
     Events,
     /// The agent is about to set them, for which the kernel empties the device's queue: the data

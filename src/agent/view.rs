@@ -77,6 +77,9 @@ pub struct ConnectionView {
     /// What to do about the reason, where it does not say so itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub help: Option<String>,
+    /// The volume whose sync waits for the handler before it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub asks_before_sync: Option<u16>,
     #[serde(rename = "peer_devices")]
     pub peer_devices: Vec<PeerDeviceView>,
     #[serde(flatten)]
@@ -125,11 +128,24 @@ pub struct VerifyView {
     pub found_kib: u64,
     pub skipped_kib: u64,
     pub repaired_kib: u64,
+    /// When it ended, with what it compared, and how much; of one that is kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ended: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub algorithm: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compared_kib: Option<u64>,
     #[serde(flatten)]
     pub more: Map<String, Value>,
 }
 
 impl PeerDeviceView {
+    /// A sync has begun and not ended, whether it goes on or is held back.
+    pub fn syncs(&self) -> bool {
+        let states = ["SyncSource", "SyncTarget", "PausedSyncS", "PausedSyncT"];
+        states.contains(&self.replication_state.as_str())
+    }
+
     /// Nothing is being copied: the copies get every write, whether they are compared or not.
     fn follows(&self) -> bool {
         let states = ["Established", "VerifyS", "VerifyT"];
@@ -167,7 +183,7 @@ impl ResourceView {
         }
     }
 
-    fn peer_devices(&mut self, volume: u16) -> impl Iterator<Item = &mut PeerDeviceView> {
+    pub fn peer_devices(&mut self, volume: u16) -> impl Iterator<Item = &mut PeerDeviceView> {
         let all = self
             .connections
             .iter_mut()
@@ -181,6 +197,36 @@ impl ResourceView {
         for link in &mut self.connections {
             link.peer_devices.retain(|peer| peer.volume == volume);
         }
+    }
+
+    /// Another sync goes before that of the volume.
+    pub fn is_held(&self, volume: u16) -> bool {
+        let mut peers = self.connections.iter().flat_map(|link| &link.peer_devices);
+        let held = |peer: &PeerDeviceView| {
+            peer.resync_suspended
+                .split(',')
+                .any(|cause| cause == "dependency")
+        };
+        peers.any(|peer| peer.volume == volume && held(peer))
+    }
+
+    /// The volume that a sync is about to begin onto, once the handler before it has ended.
+    pub fn asks_before_sync(&self) -> Option<u16> {
+        self.connections
+            .iter()
+            .find_map(|link| link.asks_before_sync)
+    }
+
+    pub fn peer_device(&self, volume: u16) -> Option<&PeerDeviceView> {
+        let mut peers = self.connections.iter().flat_map(|link| &link.peer_devices);
+        peers.find(|peer| peer.volume == volume)
+    }
+
+    /// KiB.
+    pub fn size(&self, volume: u16) -> u64 {
+        let mut devices = self.devices.iter();
+        let device = devices.find(|device| device.volume == volume);
+        device.map_or(0, |device| device.size)
     }
 
     /// Every connection is up.

@@ -14,6 +14,7 @@ mod offline;
 mod processes;
 mod progress;
 mod render;
+mod report;
 mod text;
 mod verify;
 mod wait;
@@ -104,6 +105,8 @@ enum Verb {
     Wait(wait::Verb),
     /// Compare the copies while they are in use, and repair what differs
     Verify(verify::Verify),
+    /// Show what verifies and syncs have found and done, and the last changes
+    Report(report::Arguments),
     #[command(flatten)]
     Offline(offline::Verb),
 }
@@ -129,7 +132,6 @@ const LATER: &[&str] = &[
     "overview",
     "peer-device-options",
     "proc",
-    "report",
     "resize",
     "resource",
     "resource-options",
@@ -181,6 +183,7 @@ fn run(cli: Cli) -> Result<ExitCode, ErrorReply> {
         Verb::Wait(verb) => wait::run(global, verb),
         // Has a result of its own besides the errors.
         Verb::Verify(verify) => return verify::run(global, &verify),
+        Verb::Report(arguments) => report::run(global, &arguments),
         Verb::Offline(verb) => offline::run(global, verb),
     };
     outcome.map(|()| ExitCode::SUCCESS)

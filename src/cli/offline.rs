@@ -9,7 +9,7 @@ use clap::Subcommand;
 use serde_json::json;
 
 use crate::agent::failover::Managed;
-use crate::agent::plan::{DiskPlan, Plan};
+use crate::agent::plan::{DiskPlan, Plan, Upkeep};
 use crate::agent::protocol::{ErrorKind, ErrorReply, ServeConfig, Target};
 use crate::config::{
     Arbiter, Config, Diagnostic, Failover, LocalResource, Spanned, StartPolicy, default_path, dump,
@@ -193,6 +193,14 @@ fn plan(config: &Config, local: &LocalResource<'_>) -> Result<Plan, ErrorReply> 
         disks: disks.collect(),
         auto: local.resource.start_policy() == StartPolicy::Auto,
         managed: managed(config, local),
+        upkeep: Upkeep {
+            after: { local.own.volumes.iter() }
+                .filter_map(|volume| Some((volume.number, volume.options.resync_after.clone()?)))
+                .collect(),
+            max_syncs: config.global.max_syncs,
+            schedule: local.resource.net.verify_schedule,
+            handlers: local.resource.handlers.clone(),
+        },
     })
 }
 

@@ -501,6 +501,10 @@ pub enum DiagnosticKind {
         first: String,
         second: String,
     },
+    #[error("`resync-after {after}`: {what}")]
+    AfterUnknown { after: String, what: String },
+    #[error("`resync-after` goes in a circle: {names}")]
+    AfterCircle { names: String },
     #[error("resource {resource}: {path} is a device that the resource itself provides")]
     OwnDevice { resource: String, path: String },
 
@@ -617,6 +621,10 @@ impl DiagnosticKind {
             K::OwnDevice { .. } => {
                 "`disk` and `meta-disk` name what lies below, `device` what applications open"
             }
+            K::AfterUnknown { .. } => {
+                "name a resource of this file, or one volume of it: `resync-after RES/VOL`"
+            }
+            K::AfterCircle { .. } => "take one of these `resync-after` out",
             K::KeyFile { .. } => {
                 "a key file is a regular file, mode 0600, that begins with the key"
             }

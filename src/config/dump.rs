@@ -25,19 +25,26 @@ impl StartPolicy {
     }
 }
 
-/// The options that a dump shows, with their values. What has no effect is left out.
-fn effective(resource: &Resource, section: Section) -> Vec<(&'static Spec, Value)> {
-    let disk = resource.hosts.iter().flat_map(|host| &host.volumes).next();
+/// Options with their values.
+type Options = Vec<(&'static Spec, Value)>;
+
+/// The options that a dump shows, with their values. What has no effect is left out, and what
+/// differs between the volumes stands there.
+fn effective(resource: &Resource, section: Section) -> Options {
+    shown(section, |name| match section {
+        Section::Net => resource.net.get(name),
+        Section::Disk => common(resource, name),
+        Section::Handlers => resource.handlers.get(name),
+        _ => None,
+    })
+}
+
+fn shown(section: Section, value: impl Fn(&str) -> Option<Value>) -> Options {
     schema::options(section)
         .iter()
         .filter(|spec| matches!(spec.support, Support::Implemented | Support::Only(_)))
         .filter_map(|spec| {
-            let own = match section {
-                Section::Net => resource.net.get(spec.name),
-                Section::Disk => disk.and_then(|volume| volume.options.get(spec.name)),
-                _ => None,
-            };
-            let value = own.or_else(|| match spec.support {
+            let value = value(spec.name).or_else(|| match spec.support {
                 Support::Only(_) => default_value(spec),
                 _ => None,
             })?;
@@ -46,10 +53,32 @@ fn effective(resource: &Resource, section: Section) -> Vec<(&'static Spec, Value
         .collect()
 }
 
+/// The value of an option of `disk` that all volumes share.
+fn common(resource: &Resource, name: &str) -> Option<Value> {
+    let volumes = resource.hosts.iter().flat_map(|host| &host.volumes);
+    let mut values = volumes.map(|volume| volume.options.get(name));
+    let first = values.next()?;
+    values
+        .all(|other| other == first)
+        .then_some(first)
+        .flatten()
+}
+
+/// The options of a volume that it does not share with all others.
+fn own(resource: &Resource, volume: &Volume) -> Options {
+    let own = shown(Section::Disk, |name| volume.options.get(name));
+    let differs = |(spec, value): &(&Spec, Value)| {
+        matches!(spec.support, Support::Implemented)
+            && common(resource, spec.name).as_ref() != Some(value)
+    };
+    own.into_iter().filter(differs).collect()
+}
+
 /// The sections of options that a resource has.
-const SECTIONS: [(Section, &str); 3] = [
+const SECTIONS: [(Section, &str); 4] = [
     (Section::Net, "net"),
     (Section::Disk, "disk"),
+    (Section::Handlers, "handlers"),
     (Section::Options, "options"),
 ];
 
@@ -67,6 +96,12 @@ impl Writer {
         let _ = writeln!(self.text, "{:indent$}{line}", "");
     }
 
+    fn options(&mut self, options: Options) {
+        for (spec, value) in options {
+            self.line(&format!("{} {};", spec.name, write_value(spec, &value)));
+        }
+    }
+
     fn section(&mut self, head: &str, body: impl FnOnce(&mut Writer)) {
         self.line(&format!("{head} {{"));
         self.depth += 1;
@@ -79,6 +114,9 @@ impl Writer {
 /// The configuration as text. Holds the secrets, as the file does.
 pub fn text(config: &Config) -> String {
     let mut writer = Writer::default();
+    writer.section("global", |w| {
+        w.options(shown(Section::Global, |name| config.global.get(name)));
+    });
     writer.section("cluster", |w| failover::write_cluster(w, &config.cluster));
     for resource in &config.resources {
         writer.section(&format!("resource {}", quote(&resource.name)), |w| {
@@ -90,11 +128,7 @@ pub fn text(config: &Config) -> String {
 
 fn write_resource(writer: &mut Writer, resource: &Resource) {
     for (section, name) in SECTIONS {
-        writer.section(name, |w| {
-            for (spec, value) in effective(resource, section) {
-                w.line(&format!("{} {};", spec.name, write_value(spec, &value)));
-            }
-        });
+        writer.section(name, |w| w.options(effective(resource, section)));
     }
     for host in &resource.hosts {
         let names: Vec<String> = host.names.iter().map(|name| quote(name)).collect();
@@ -106,6 +140,10 @@ fn write_resource(writer: &mut Writer, resource: &Resource) {
                     w.line(&format!("device {};", quote(&write_device(&volume.front))));
                     w.line(&format!("disk {};", quote(&volume.disk.to_string_lossy())));
                     w.line(&format!("meta-disk {};", write_meta(&volume.meta)));
+                    let own = own(resource, volume);
+                    if !own.is_empty() {
+                        w.section("disk", |w| w.options(own));
+                    }
                 });
             }
         });
@@ -129,6 +167,7 @@ fn family(host: &Host) -> &'static str {
 /// The configuration as JSON. Sizes are in bytes, times in milliseconds. Holds the secrets.
 pub fn json(config: &Config) -> Json {
     json!({
+        "global": json_options(shown(Section::Global, |name| config.global.get(name))),
         "cluster": failover::json_cluster(&config.cluster),
         "resources": config.resources.iter().map(json_resource).collect::<Vec<_>>(),
     })
@@ -138,17 +177,21 @@ fn json_resource(resource: &Resource) -> Json {
     let mut object = Map::new();
     object.insert("name".to_owned(), json!(resource.name.value));
     for (section, name) in SECTIONS {
-        let options: Map<String, Json> = effective(resource, section)
-            .into_iter()
-            .map(|(spec, value)| (spec.name.to_owned(), json_value(value)))
-            .collect();
-        object.insert(name.to_owned(), Json::Object(options));
+        let options = json_options(effective(resource, section));
+        object.insert(name.to_owned(), options);
     }
-    let hosts: Vec<Json> = resource.hosts.iter().map(json_host).collect();
+    let host = |host| json_host(resource, host);
+    let hosts: Vec<Json> = resource.hosts.iter().map(host).collect();
     object.insert("hosts".to_owned(), Json::Array(hosts));
     let failover = failover::json_failover(resource);
     object.insert("failover".to_owned(), failover);
     Json::Object(object)
+}
+
+fn json_options(options: Options) -> Json {
+    let named = options.into_iter();
+    let named = named.map(|(spec, value)| (spec.name.to_owned(), json_value(value)));
+    Json::Object(named.collect())
 }
 
 fn json_value(value: Value) -> Json {
@@ -159,17 +202,18 @@ fn json_value(value: Value) -> Json {
     }
 }
 
-fn json_host(host: &Host) -> Json {
+fn json_host(resource: &Resource, host: &Host) -> Json {
+    let volume = |volume| json_volume(resource, volume);
     let names: Vec<&str> = host.names.iter().map(|name| name.as_str()).collect();
     json!({
         "names": names,
         "node-id": host.node_id,
         "address": host.address.value.to_string(),
-        "volumes": host.volumes.iter().map(json_volume).collect::<Vec<_>>(),
+        "volumes": host.volumes.iter().map(volume).collect::<Vec<_>>(),
     })
 }
 
-fn json_volume(volume: &Volume) -> Json {
+fn json_volume(resource: &Resource, volume: &Volume) -> Json {
     let minor = match volume.front.value {
         FrontEnd::Ublk { minor } => Some(minor),
         FrontEnd::NbdUnix { .. } | FrontEnd::NbdTcp { .. } => None,
@@ -184,5 +228,7 @@ fn json_volume(volume: &Volume) -> Json {
         "minor": minor,
         "disk": volume.disk.to_string_lossy(),
         "meta-disk": meta,
+        // What it does not share with the other volumes.
+        "options": json_options(own(resource, volume)),
     })
 }

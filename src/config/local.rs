@@ -148,7 +148,7 @@ impl LocalResource<'_> {
             connect_interval: millis(net.connect_interval),
             al_extents: self.al_extents(),
             csums: net.csums_alg.is_some() && !net.csums_after_crash_only,
-            guarded: false,
+            guarded: self.resource.handlers.before_resync_target.is_some(),
             verify_alg: net.verify_alg.clone().unwrap_or_default(),
             verify_repair: net.verify_repair,
             votes: false,

@@ -25,6 +25,7 @@
 //! assert_eq!(local.peer.name(), "beta");
 //! ```
 
+mod after;
 mod check;
 mod cluster;
 mod diagnostic;
@@ -40,6 +41,7 @@ mod parser;
 mod place;
 mod read;
 mod resolve;
+mod schedule;
 pub mod schema;
 mod source;
 mod syntax;
@@ -48,6 +50,7 @@ mod tests;
 
 use std::path::{Path, PathBuf};
 
+pub use after::After;
 pub use cluster::{
     Arbiter, Cluster, ClusterNode, Facility, FenceCommand, Heartbeat, NodePath, Notify, TimerFault,
     Watchdog, Witness,
@@ -59,12 +62,13 @@ pub use failover::{
 };
 pub use local::{LocalResource, read_key};
 pub use model::{
-    Config, DataPath, DiskOptions, Host, MetaDisk, NetOptions, Protocol, Resource, Spanned,
-    StartPolicy, Volume,
+    Config, DataPath, DiskOptions, GlobalOptions, HandlerOptions, Host, MetaDisk, NetOptions,
+    Protocol, Resource, Spanned, StartPolicy, Volume,
 };
 pub use options::{disk_number, size_in_bytes};
 pub use place::{MAX_MINOR, MAX_SOCKET_PATH};
 pub use read::MAX_NODE_ID;
+pub use schedule::Schedule;
 pub use schema::VERIFY_ALGS;
 pub use source::{Location, Span};
 
@@ -131,6 +135,7 @@ impl Config {
         if notes.is_empty() {
             notes.extend(check::failover(&config));
         }
+        notes.extend(after::faults(&config));
         if !notes.is_empty() {
             notes.truncate(MAX_MESSAGES);
             return Err(notes);

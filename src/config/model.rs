@@ -12,7 +12,9 @@ use crate::agent::protocol::FrontEnd;
 use super::cluster::Cluster;
 use super::diagnostic::Diagnostic;
 use super::failover::Failover;
-pub use super::options::{DataPath, DiskOptions, NetOptions, Protocol};
+pub use super::options::{
+    DataPath, DiskOptions, GlobalOptions, HandlerOptions, NetOptions, Protocol,
+};
 pub use super::place::MetaDisk;
 use super::source::{SourceMap, Span};
 
@@ -49,6 +51,7 @@ impl<T: Eq> Eq for Spanned<T> {}
 /// A whole configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
+    pub global: GlobalOptions,
     pub cluster: Cluster,
     /// In the order of the file.
     pub resources: Vec<Resource>,
@@ -61,7 +64,9 @@ pub struct Config {
 
 impl PartialEq for Config {
     fn eq(&self, other: &Config) -> bool {
-        self.cluster == other.cluster && self.resources == other.resources
+        self.global == other.global
+            && self.cluster == other.cluster
+            && self.resources == other.resources
     }
 }
 
@@ -70,6 +75,7 @@ impl PartialEq for Config {
 pub struct Resource {
     pub name: Spanned<String>,
     pub net: NetOptions,
+    pub handlers: HandlerOptions,
     /// The two hosts, in the order of the file. They have the same volume numbers.
     pub hosts: [Host; 2],
     /// What is started where the data is; `None` = promoted by hand.
@@ -117,6 +123,11 @@ impl Host {
         self.names.first().map_or("", |name| name.as_str())
     }
 
+    /// True if the host has this volume.
+    pub fn has_volume(&self, number: u16) -> bool {
+        self.volumes.iter().any(|volume| volume.number == number)
+    }
+
     /// True if the host has this name.
     pub fn is_named(&self, name: &str) -> bool {
         self.names.iter().any(|own| own.value == name)
@@ -124,7 +135,7 @@ impl Host {
 }
 
 /// A volume as one host has it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Volume {
     pub number: u16,
     /// How applications reach it.
@@ -133,7 +144,21 @@ pub struct Volume {
     pub disk: Spanned<PathBuf>,
     pub meta: Spanned<MetaDisk>,
     pub options: DiskOptions,
+    /// Where `resync-after` stands.
+    pub(super) after_at: Option<Span>,
 }
+
+impl PartialEq for Volume {
+    fn eq(&self, other: &Volume) -> bool {
+        let said = |v: &Volume| {
+            let (front, disk, meta) = (v.front.clone(), v.disk.clone(), v.meta.clone());
+            (v.number, front, disk, meta, v.options.clone())
+        };
+        said(self) == said(other)
+    }
+}
+
+impl Eq for Volume {}
 
 impl Volume {
     /// Path of the metadata's own device or file; `None` if it is inside the data device.

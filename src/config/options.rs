@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::after::After;
 use super::diagnostic::{Diagnostic, DiagnosticKind, MAX_MESSAGES, shown};
+use super::schedule::{DAYS, FORM, FULL_DAYS, Schedule, ScheduleFault};
 use super::schema::{self, Kind, Section, Spec, Support, Unit};
 use super::source::{SourceMap, Span};
 use super::syntax::{Item, Word};
@@ -42,7 +44,7 @@ pub fn default_value(spec: &Spec) -> Option<Value> {
             Support::Only(values) => values.first().map(|word| Value::Text((*word).to_owned())),
             _ => None,
         },
-        Kind::Name(_) | Kind::Words => None,
+        Kind::Name(_) | Kind::Schedule | Kind::After | Kind::Words => None,
     }
 }
 
@@ -65,7 +67,7 @@ pub fn write_value(spec: &Spec, value: &Value) -> String {
             }
         }
         (Value::Number(number), _) => number.to_string(),
-        (Value::Text(text), Kind::Text { .. }) => super::lexer::quote_always(text),
+        (Value::Text(text), Kind::Text { .. } | Kind::Schedule) => super::lexer::quote_always(text),
         (Value::Text(text), _) => text.clone(),
     }
 }
@@ -154,9 +156,14 @@ impl Context<'_> {
     }
 
     fn bad(&self, word: &Word, expected: &str) -> Diagnostic {
+        self.bad_part(word, shown(&word.text), expected)
+    }
+
+    /// As `bad`, where a part of the word is what is wrong.
+    fn bad_part(&self, word: &Word, value: String, expected: &str) -> Diagnostic {
         let kind = DiagnosticKind::BadValue {
             option: self.spec.name.to_owned(),
-            value: shown(&word.text),
+            value,
             expected: expected.to_owned(),
         };
         self.fail(kind, word)
@@ -205,6 +212,11 @@ impl Context<'_> {
                 Err(self.fail(DiagnosticKind::TooLong { option, max }, word))
             }
             Kind::Text { .. } if word.text.is_empty() => Err(self.bad(word, "a text")),
+            Kind::Schedule => self.schedule(word),
+            Kind::After => match After::parse(&word.text) {
+                Some(after) => Ok(Value::Text(after.to_string())),
+                None => Err(self.bad(word, "RESOURCE or RESOURCE/VOLUME")),
+            },
             Kind::Text { .. } | Kind::Words => Ok(Value::Text(word.text.clone())),
         }
     }
@@ -257,6 +269,21 @@ impl Context<'_> {
         Err(self.fail(kind, word))
     }
 
+    fn schedule(&self, word: &Word) -> Result<Value, Diagnostic> {
+        match Schedule::parse(&word.text) {
+            Ok(schedule) => Ok(Value::Text(schedule.to_string())),
+            Err(ScheduleFault::Form) => Err(self.bad(word, FORM)),
+            Err(ScheduleFault::Time(time)) => {
+                let value = shown(&time);
+                Err(self.bad_part(word, value, "a time from 00:00 to 23:59"))
+            }
+            Err(ScheduleFault::Day(day)) => {
+                let error = self.bad_part(word, shown(&day), "a day from Mon to Sun, or `daily`");
+                Err(error.suggest(&day, DAYS.into_iter().chain(FULL_DAYS).chain(["daily"])))
+            }
+        }
+    }
+
     fn choice(&self, word: &Word, words: &'static [&'static str]) -> Result<Value, Diagnostic> {
         if let Some(choice) = words
             .iter()
@@ -283,6 +310,8 @@ fn needs(kind: Kind) -> String {
             format!("a number from {min} to {max}{}", unit.name())
         }
         Kind::Choice(words) | Kind::Name(words) => format!("one of {}", words.join(", ")),
+        Kind::Schedule => FORM.to_owned(),
+        Kind::After => "RESOURCE or RESOURCE/VOLUME".to_owned(),
         Kind::Text { .. } | Kind::Words => "a value".to_owned(),
     }
 }
@@ -566,6 +595,8 @@ option_struct! {
     verify_alg: Option<String> = "verify-alg",
     /// An online verify repairs what it finds, from the primary.
     verify_repair: bool = "verify-repair",
+    /// When the agent has the copies compared.
+    verify_schedule: Option<Schedule> = "verify-schedule",
     /// How payload reaches the front end's buffers.
     data_path: DataPath = "data-path",
 }
@@ -588,6 +619,26 @@ option_struct! {
     delay_target: Duration = "c-delay-target",
     /// Bytes in flight while the application is idle; 0 = by `delay_target`.
     fill_target: u64 = "c-fill-target",
+    /// Syncs on this node that come before.
+    resync_after: Option<After> = "resync-after",
+}
+
+option_struct! {
+    /// Options of a node (`global`).
+    GlobalOptions in Section::Global;
+    /// Syncs that run at once; 0 = no limit.
+    max_syncs: u32 = "max-parallel-resyncs",
+}
+
+option_struct! {
+    /// Commands that the agent runs (`handlers`).
+    HandlerOptions in Section::Handlers;
+    /// Before a sync makes this copy inconsistent; the sync begins if it ends with 0.
+    before_resync_target: Option<String> = "before-resync-target",
+    /// This copy has become up to date.
+    after_resync_target: Option<String> = "after-resync-target",
+    /// A verify of this node has found differences.
+    out_of_sync: Option<String> = "out-of-sync",
 }
 
 #[cfg(test)]
@@ -637,6 +688,8 @@ mod tests {
             Section::Service => CheckOptions::NAMES,
             Section::Monitor => MonitorOptions::NAMES,
             Section::StopLadder => StopLadder::NAMES,
+            Section::Global => GlobalOptions::NAMES,
+            Section::Handlers => HandlerOptions::NAMES,
             _ => &[],
         };
         for section in schema::OPTION_SECTIONS {

@@ -45,7 +45,8 @@ type Pairs<'i> = BTreeMap<&'static str, &'i Word>;
 pub struct Layer {
     pub net: Settings,
     pub disk: Settings,
-    /// Those of all other sections: checked, with nothing left to configure.
+    pub handlers: Settings,
+    /// Those of all other sections.
     other: Settings,
 }
 
@@ -54,6 +55,7 @@ impl Layer {
         match section {
             Section::Net => &mut self.net,
             Section::Disk => &mut self.disk,
+            Section::Handlers => &mut self.handlers,
             _ => &mut self.other,
         }
     }
@@ -104,6 +106,7 @@ pub struct DraftResource {
 /// A whole file and its includes.
 #[derive(Debug, Default)]
 pub struct Draft {
+    pub global: Settings,
     pub common: Layer,
     pub resources: Vec<DraftResource>,
     pub cluster: DraftCluster,
@@ -312,6 +315,7 @@ impl Reader<'_> {
                 self.global = self.once(self.global, item);
                 let mut layer = Layer::default();
                 self.options(body, Section::Global, &mut layer);
+                draft.global = layer.other;
             }
             "common" => {
                 self.common = self.once(self.common, item);

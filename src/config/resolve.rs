@@ -12,9 +12,11 @@ use std::collections::{BTreeSet, HashMap};
 use super::cluster::Cluster;
 use super::diagnostic::{Diagnostic, DiagnosticKind, MAX_MESSAGES};
 use super::failover::{Failover, Monitor, MonitorOptions, StopLadder};
-use super::model::{Config, DiskOptions, Host, MetaDisk, NetOptions, Resource, Spanned, Volume};
-use super::options::Settings;
-use super::read::{Draft, DraftFailover, DraftHost, DraftResource, DraftVolume};
+use super::model::{
+    Config, DiskOptions, GlobalOptions, HandlerOptions, Host, MetaDisk, NetOptions, Resource,
+    Spanned, Volume,
+};
+use super::read::{Draft, DraftFailover, DraftHost, DraftResource, DraftVolume, Layer};
 use super::source::{SourceMap, Span};
 
 /// Makes the model. Errors are appended to `errors`; a resource with one is left out.
@@ -23,10 +25,11 @@ pub fn resolve(sources: SourceMap, draft: Draft, errors: &mut Vec<Diagnostic>) -
     let cluster = members::resolve(&sources, draft.cluster, errors);
     let mut resolver = Resolver {
         sources: &sources,
-        common: (&draft.common.net, &draft.common.disk),
+        common: &draft.common,
         cluster: &cluster,
         errors,
     };
+    let global = GlobalOptions::resolve(&[&draft.global]);
     let mut resources: Vec<Resource> = Vec::new();
     let mut names: HashMap<&str, Span> = HashMap::new();
     for draft in &draft.resources {
@@ -46,6 +49,7 @@ pub fn resolve(sources: SourceMap, draft: Draft, errors: &mut Vec<Diagnostic>) -
         }
     }
     Config {
+        global,
         cluster,
         resources,
         warnings: draft.warnings,
@@ -56,8 +60,7 @@ pub fn resolve(sources: SourceMap, draft: Draft, errors: &mut Vec<Diagnostic>) -
 
 struct Resolver<'a> {
     sources: &'a SourceMap,
-    /// `net` and `disk` of `common`.
-    common: (&'a Settings, &'a Settings),
+    common: &'a Layer,
     cluster: &'a Cluster,
     errors: &'a mut Vec<Diagnostic>,
 }
@@ -84,7 +87,7 @@ impl Resolver<'_> {
             self.error(kind, span);
             return None;
         };
-        let net = NetOptions::resolve(&[&draft.layer.net, self.common.0]);
+        let net = NetOptions::resolve(&[&draft.layer.net, &self.common.net]);
         let fine = self.net_is_sound(draft, &net);
         // Which volume a bare statement was meant for is not known.
         if !self.not_mixed(draft) {
@@ -100,6 +103,7 @@ impl Resolver<'_> {
         Some(Resource {
             name: name.clone(),
             net,
+            handlers: HandlerOptions::resolve(&[&draft.layer.handlers, &self.common.handlers]),
             hosts: [first, second],
             failover: draft.failover.as_ref().map(failover),
             key_file: self.cluster.key_file.clone(),
@@ -130,7 +134,7 @@ impl Resolver<'_> {
     fn net_is_sound(&mut self, draft: &DraftResource, net: &NetOptions) -> bool {
         let resource = &draft.name.value;
         let span = |name: &str| {
-            [&draft.layer.net, self.common.0]
+            [&draft.layer.net, &self.common.net]
                 .iter()
                 .find_map(|layer| layer.get(name))
                 .map(|setting| setting.span)
@@ -283,12 +287,15 @@ impl Resolver<'_> {
                 self.error(kind, host.span);
             }
         }
-        let options = DiskOptions::resolve(&[
+        let layers = [
             &near.options,
             &far.options,
             &draft.layer.disk,
-            self.common.1,
-        ]);
+            &self.common.disk,
+        ];
+        let options = DiskOptions::resolve(&layers);
+        let after = layers.iter().find_map(|layer| layer.get("resync-after"));
+        let after_at = after.map(|setting| setting.span);
         let disk = disk?;
         Some(Volume {
             number,
@@ -297,6 +304,7 @@ impl Resolver<'_> {
             meta: meta.unwrap_or(Spanned::new(MetaDisk::Internal, disk.span)),
             disk,
             options,
+            after_at,
         })
     }
 

@@ -145,6 +145,10 @@ pub enum Kind {
     Name(&'static [&'static str]),
     /// Any text of at most `max` characters; unset by default.
     Text { max: usize },
+    /// Days of the week and a time; unset by default.
+    Schedule,
+    /// A resource or a volume of one; unset by default.
+    After,
     /// One or more words, kept as written.
     Words,
 }
@@ -275,6 +279,7 @@ const GLOBAL: &[Spec] = &[
     number(Global, "cmd-timeout-medium", Seconds, [1, 121, 900]).no_effect(NO_CALLOUT),
     number(Global, "cmd-timeout-long", Seconds, [1, 600, 900]).no_effect(NO_CALLOUT),
     flag(Global, "drbd-links", false).only(&["no"]),
+    number(Global, "max-parallel-resyncs", Count, [0, 0, 1024]),
 ];
 
 /// `net`.
@@ -355,7 +360,7 @@ const NET: &[Spec] = &[
     Spec::new(Net, "csums-alg", Kind::Name(STRONG_ALGS)),
     flag(Net, "csums-after-crash-only", false),
     choice(Net, "verify-alg", VERIFY_ALGS),
-    text(Net, "verify-schedule", 255).not_yet(),
+    Spec::new(Net, "verify-schedule", Kind::Schedule),
     flag(Net, "verify-repair", false),
     flag(Net, "use-rle", true).no_effect("the wire format compresses bitmaps by itself"),
     number(Net, "socket-check-timeout", Tenths, [0, 0, 300]).not_yet(),
@@ -391,7 +396,7 @@ const DISK: &[Spec] = &[
     flag(Disk, "disk-drain", true).only(&["yes"]),
     flag(Disk, "md-flushes", true).only(&["yes"]),
     cap(Disk, "resync-rate", KibPerSecond, [1, 8 * M]),
-    text(Disk, "resync-after", 127).not_yet(),
+    Spec::new(Disk, "resync-after", Kind::After),
     flag(Disk, "al-updates", true).only(&["yes"]),
     flag(Disk, "discard-zeroes-if-aligned", true).not_yet(),
     flag(Disk, "disable-write-same", false).no_effect("write-same is never sent"),
@@ -479,10 +484,10 @@ const HANDLERS: &[Spec] = &[
     text(Handlers, "fence-peer", 4096).not_yet(),
     text(Handlers, "unfence-peer", 4096).not_yet(),
     text(Handlers, "local-io-error", 4096).not_yet(),
-    text(Handlers, "before-resync-target", 4096).not_yet(),
-    text(Handlers, "after-resync-target", 4096).not_yet(),
+    text(Handlers, "before-resync-target", 4096),
+    text(Handlers, "after-resync-target", 4096),
     text(Handlers, "before-resync-source", 4096).not_yet(),
-    text(Handlers, "out-of-sync", 4096).not_yet(),
+    text(Handlers, "out-of-sync", 4096),
     text(Handlers, "quorum-lost", 4096).not_yet(),
     text(Handlers, "disconnected", 4096).not_yet(),
 ];

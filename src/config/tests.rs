@@ -249,11 +249,8 @@ fn a_host_has_all_its_names() {
 #[test]
 fn what_is_not_supported_is_refused_by_name() {
     for (body, what) in [
-        (
-            "net { verify-schedule \"Sun 03:00\"; }",
-            "`verify-schedule`",
-        ),
-        ("syncer { after r1; }", "`after`"),
+        ("net { latency-profile low; }", "`latency-profile`"),
+        ("syncer { cpu-mask 3; }", "`cpu-mask`"),
         ("net { transport rdma; }", "`transport rdma`"),
         ("net { data-path zero-copy; }", "`data-path zero-copy`"),
         ("net { allow-two-primaries; }", "`allow-two-primaries yes`"),
@@ -710,4 +707,145 @@ fn json_has_every_default() {
     assert_eq!(resource["disk"]["al-extents"], 1237);
     assert_eq!(resource["hosts"][0]["volumes"][0]["device"], "/dev/ublkb0");
     assert_eq!(resource["failover"]["start-policy"], "auto");
+}
+
+/// Three resources, the first with two volumes, each with its own words in `disk`.
+fn chain(top: &str, disks: [&str; 4]) -> String {
+    let volume = |number: usize, minor: usize| {
+        let words = disks[minor];
+        format!(
+            "volume {number} {{ device minor {minor}; disk /dev/vg0/v{minor};
+             meta-disk internal; disk {{ {words} }} }}"
+        )
+    };
+    let resource = |name: &str, volumes: String, port: u16| {
+        format!(
+            "resource {name} {{ net {{ shared-secret s; }} {volumes}
+             on alpha {{ address 10.0.0.1:{port}; }} on beta {{ address 10.0.0.2:{port}; }} }}\n"
+        )
+    };
+    let both = volume(0, 0) + &volume(1, 1);
+    top.to_owned()
+        + &resource("r0", both, 1)
+        + &resource("r1", volume(0, 2), 2)
+        + &resource("r2", volume(0, 3), 3)
+}
+
+#[test]
+fn syncs_wait_for_others_as_written_and_the_dump_says_so() {
+    let text = chain(
+        "global { max-parallel-resyncs 2; } common { disk { resync-rate 1M; } }",
+        ["", "resync-after r0/0;", "after r0; resync-rate 2M;", ""],
+    );
+    let config = parse(&text);
+    assert_eq!(config.global.max_syncs, 2);
+    let after = |name: &str, volume: usize| {
+        let host = &config.resource(name).unwrap().hosts[1];
+        host.volumes[volume].options.resync_after.clone()
+    };
+    assert_eq!(after("r0", 0), None);
+    let first = Some(After {
+        resource: "r0".to_owned(),
+        volume: Some(0),
+    });
+    assert_eq!(after("r0", 1), first);
+    assert!(after("r1", 0).is_some_and(|a| a.means("r0", 1) && !a.means("r1", 0)));
+    let dumped = dump::text(&config);
+    assert_eq!(parse(&dumped), config, "{dumped}");
+    assert!(dumped.contains("max-parallel-resyncs 2;"), "{dumped}");
+    let json = dump::json(&config);
+    let options = &json["resources"][0]["hosts"][0]["volumes"][1]["options"];
+    assert_eq!(options, &serde_json::json!({ "resync-after": "r0/0" }));
+    assert_eq!(json["resources"][1]["disk"]["resync-rate"], 2 << 20);
+}
+
+#[test]
+fn syncs_that_wait_for_nobody_or_in_a_circle_are_refused_at_the_place() {
+    let none = ["", "", "", ""];
+    let with = |index: usize, words: &'static str| {
+        let mut disks = none;
+        disks[index] = words;
+        disks
+    };
+    refused_once(
+        &chain("", with(0, "resync-after rr1/0;")),
+        &["f:2:", "there is no resource rr1", "did you mean `r1`?"],
+    );
+    refused_once(
+        &chain("", with(2, "resync-after r0/7;")),
+        &["r0 has no volume 7", "resync-after RES/VOL"],
+    );
+    for bad in ["r0/x", "/0", "r0/70000"] {
+        let words = format!("resync-after {bad};");
+        let text = chain("", ["", "", "", &words]);
+        refused_once(&text, &["is not RESOURCE or RESOURCE/VOLUME"]);
+    }
+    refused_once(
+        &chain("", with(1, "resync-after r0;")),
+        &["in a circle: r0/1 after r0/1"],
+    );
+    let ring = [
+        "resync-after r2;",
+        "",
+        "resync-after r0/0;",
+        "resync-after r1/0;",
+    ];
+    refused_once(
+        &chain("", ring),
+        &["r0/0 after r2/0 after r1/0 after r0/0", "take one of these"],
+    );
+    // Each of two hosts could wait for what the other one waits with.
+    let text = pair("common { disk { resync-after r0; } }", "");
+    refused_once(&text, &["f:1:17:", "r0/0 after r0/0"]);
+}
+
+#[test]
+fn a_schedule_is_refused_for_the_word_that_is_wrong() {
+    let net = |words: &str| pair("", &format!("net {{ shared-secret s; {words} }}"));
+    let config = parse(&net("verify-schedule \"mon,wed 4:30\";"));
+    let schedule = config.resource("r0").unwrap().net.verify_schedule;
+    assert_eq!(schedule.unwrap().to_string(), "Mon,Wed 04:30");
+    assert_eq!(parse(&dump::text(&config)), config);
+    refused_once(
+        &net("verify-schedule \"Sunn 03:00\";"),
+        &["`Sunn` is not a day from Mon to Sun", "did you mean `Sun`?"],
+    );
+    refused_once(
+        &net("verify-schedule \"Sun 25:00\";"),
+        &["`25:00` is not a time from 00:00 to 23:59"],
+    );
+    refused_once(
+        &net("verify-schedule weekly;"),
+        &["`weekly` is not days and a local time", "\"Sun 03:00\""],
+    );
+}
+
+#[test]
+fn handlers_are_kept_and_those_that_nothing_calls_are_refused() {
+    let handlers = |words: &str| {
+        pair(
+            "",
+            &format!("net {{ shared-secret s; }} handlers {{ {words} }}"),
+        )
+    };
+    let config = parse(&handlers(
+        "out-of-sync \"mail -s oops root\"; before-resync-target /bin/true;",
+    ));
+    let resource = config.resource("r0").unwrap();
+    assert_eq!(
+        resource.handlers.out_of_sync.as_deref(),
+        Some("mail -s oops root")
+    );
+    assert_eq!(resource.handlers.after_resync_target, None);
+    let guarded = |config: &Config| {
+        let local = config.resource("r0").unwrap().for_node("alpha").unwrap();
+        local.serve_config(String::new()).guarded
+    };
+    assert!(guarded(&config));
+    assert!(!guarded(&parse(&handlers("out-of-sync \"x\";"))));
+    assert_eq!(parse(&dump::text(&config)), config);
+    refused_once(
+        &handlers("split-brain \"mail\";"),
+        &["`split-brain` is not supported by this version"],
+    );
 }

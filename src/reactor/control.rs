@@ -242,6 +242,7 @@ impl Shared {
                 self.orders.send(Order::Voter(said));
                 Ok(Value::Null)
             }
+            ServeRequest::FlightRecorder => self.flight_recorder().await,
             ServeRequest::QueueFreezes { volume } => {
                 let volume = VolumeId(volume);
                 self.ask(|reply| Order::QueueFreezes { volume, reply })
@@ -297,7 +298,12 @@ impl Shared {
         let repair_from = match &options.from {
             _ if !repair => None,
             Some(name) => Some(self.node_of(name)?),
-            None => Some(self.primary().await?),
+            None => match self.primary().await {
+                Ok(node) => Some(node),
+                Err(error) if options.repair => return Err(error),
+                // The configuration alone wants it: what differs is told all the same.
+                Err(_) => None,
+            },
         };
         let scope = VerifyScope {
             start: options.start,
@@ -414,6 +420,12 @@ impl Shared {
         let copies = copies(&self.snapshot().await?.engine);
         serde_json::to_value(copies)
             .map_err(|error| ErrorReply::new(ErrorKind::Failed, error, "report this"))
+    }
+
+    async fn flight_recorder(&self) -> Answer {
+        let (reply, answer) = oneshot::channel();
+        self.orders.send(Order::FlightRecorder { reply });
+        answer.await.map(Value::from).map_err(|_| gone())
     }
 
     async fn snapshot(&self) -> Result<Snapshot, ErrorReply> {

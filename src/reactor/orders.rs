@@ -61,6 +61,9 @@ pub enum Order {
     Status {
         reply: oneshot::Sender<Snapshot>,
     },
+    FlightRecorder {
+        reply: oneshot::Sender<Vec<String>>,
+    },
     /// The agent is about to make the queue settings of a volume's device.
     QueueFreezes {
         volume: VolumeId,

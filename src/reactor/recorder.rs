@@ -1,4 +1,5 @@
-//! The flight recorder: the last events and actions, printed when the ring thread panics.
+//! The flight recorder: the last events and actions, printed when the ring thread panics, and by
+//! `lockstep report --flight-recorder`.
 //!
 //! A panic of the ring thread ends the process like a kill does: after the dump nothing else is
 //! dropped, because the ring may still name what would be freed.

@@ -362,6 +362,12 @@ impl Reactor {
                 // The asker may have left.
                 let _ = reply.send(Ok(Value::Null));
             }
+            Order::FlightRecorder { reply } => {
+                let mut lines = Vec::new();
+                self.recorder.dump(|line| lines.push(line.to_string()));
+                // The asker may have left.
+                let _ = reply.send(lines);
+            }
             Order::Status { reply } => {
                 // The asker may have left.
                 let _ = reply.send(self.snapshot());

@@ -53,6 +53,8 @@ pub struct Node {
     pub config: PathBuf,
     /// Network namespace that everything of this node runs in; `None` for this one.
     pub namespace: Option<String>,
+    /// Environment of its agent.
+    pub variables: Vec<(String, String)>,
     agent: Option<Child>,
 }
 
@@ -64,6 +66,7 @@ impl Node {
             run_dir: dir.join(name),
             config: config.to_owned(),
             namespace: None,
+            variables: Vec::new(),
             agent: None,
         }
     }
@@ -101,6 +104,7 @@ impl Node {
             .open(self.run_dir.with_extension("log"))
             .expect("log");
         let mut command = self.command(&["agent"]);
+        command.envs(self.variables.iter().cloned());
         self.agent = Some(command.stderr(Stdio::from(log)).spawn().expect("starts"));
         wait_until("the agent answers", || self.run(&["status"]).code == 0);
     }

@@ -23,6 +23,8 @@ mod pauses;
 mod places;
 mod progress;
 mod races;
+mod syncs;
+mod upkeep;
 mod users;
 mod verify;
 mod volumes;

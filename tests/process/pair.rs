@@ -51,6 +51,10 @@ pub struct Plan {
     pub net: String,
     /// A witness votes, and the nodes take over by themselves.
     pub cluster: bool,
+    /// Words before the resource, further words of the resource, and of volumes.
+    pub top: String,
+    pub more: String,
+    pub volume_words: BTreeMap<u16, String>,
     /// Addresses with port of alpha and beta; unique ones of the loopback network if `None`.
     pub addresses: Option<[String; 2]>,
     pub namespaces: Option<[String; 2]>,
@@ -68,6 +72,9 @@ impl Default for Plan {
             meta: Meta::Internal,
             net: "timeout 9; connect-int 1;".to_owned(),
             cluster: false,
+            top: String::new(),
+            more: String::new(),
+            volume_words: BTreeMap::new(),
             addresses: None,
             namespaces: None,
             files: BTreeMap::new(),
@@ -145,6 +152,12 @@ impl Pair {
         pair
     }
 
+    /// Writes the configuration of a changed plan.
+    pub fn reconfigure(&mut self, edit: impl FnOnce(&mut Plan)) {
+        edit(&mut self.plan);
+        std::fs::write(&self.alpha.config, self.configuration()).expect("config");
+    }
+
     pub fn configuration(&self) -> String {
         let [alpha, beta] = self.plan.addresses.as_ref().expect("set");
         let failover = if self.plan.cluster {
@@ -155,10 +168,12 @@ impl Pair {
         format!(
             "{}resource r0 {{
     net {{ shared-secret \"a secret of the test\"; {} }}
+    {}
 {}{}{failover}}}
 ",
-            self.cluster(),
+            self.cluster() + &self.plan.top,
             self.plan.net,
+            self.plan.more,
             self.host("alpha", alpha, 0),
             self.host("beta", beta, 1)
         )
@@ -204,8 +219,10 @@ impl Pair {
                     Meta::File => meta.display().to_string(),
                     Meta::Indexed => format!("{}[0]", meta.display()),
                 };
+                let words = self.plan.volume_words.get(&volume);
+                let words = words.map_or("", String::as_str);
                 format!(
-                    "        volume {volume} {{ device {}; disk {}; meta-disk {meta}; }}\n",
+                    "        volume {volume} {{ device {}; disk {}; meta-disk {meta}; {words} }}\n",
                     self.uri_of(name, volume),
                     self.disk_of(name, volume).display(),
                 )
