@@ -9,6 +9,7 @@ mod demo;
 mod lifecycle;
 mod look;
 mod metadata;
+mod metrics;
 mod offline;
 
 mod processes;
@@ -107,6 +108,8 @@ enum Verb {
     Verify(verify::Verify),
     /// Show what verifies and syncs have found and done, and the last changes
     Report(report::Arguments),
+    /// Print what status knows as OpenMetrics text
+    Metrics,
     #[command(flatten)]
     Offline(offline::Verb),
 }
@@ -123,7 +126,6 @@ const LATER: &[&str] = &[
     "import",
     "invalidate-remote",
     "maintenance",
-    "metrics",
     "monitor-check",
     "net-options",
     "new-current-uuid",
@@ -184,6 +186,7 @@ fn run(cli: Cli) -> Result<ExitCode, ErrorReply> {
         // Has a result of its own besides the errors.
         Verb::Verify(verify) => return verify::run(global, &verify),
         Verb::Report(arguments) => report::run(global, &arguments),
+        Verb::Metrics => metrics::run(global),
         Verb::Offline(verb) => offline::run(global, verb),
     };
     outcome.map(|()| ExitCode::SUCCESS)

@@ -254,3 +254,112 @@ fn a_verify_begins_at_its_time_on_one_node_of_the_pair() {
     std::thread::sleep(Duration::from_secs(4));
     assert_eq!((begun(&pair.alpha), begun(&pair.beta)), (1, 0));
 }
+
+/// Name with labels, and value, of every sample; the text must be OpenMetrics as a scraper reads
+/// it.
+fn samples(text: &str) -> Vec<(String, f64)> {
+    let mut lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines.pop(), Some("# EOF"), "{text}");
+    let mut families: Vec<(&str, &str)> = Vec::new();
+    let mut samples = Vec::new();
+    for line in lines {
+        if let Some(comment) = line.strip_prefix("# ") {
+            let words: Vec<&str> = comment.splitn(3, ' ').collect();
+            let [kind, name, rest] = words.as_slice() else {
+                panic!("{line}");
+            };
+            assert!(matches!(*kind, "HELP" | "TYPE" | "UNIT"), "{line}");
+            if *kind == "TYPE" {
+                assert!(
+                    families.iter().all(|(known, _)| known != name),
+                    "twice: {line}"
+                );
+                families.push((name, rest));
+            }
+            continue;
+        }
+        let (name, value) = line.rsplit_once(' ').expect(line);
+        let (family, kind) = families.last().expect("a type first");
+        let base = name.split('{').next().unwrap_or(name);
+        let expected = match *kind {
+            "counter" => format!("{family}_total"),
+            _ => (*family).to_owned(),
+        };
+        assert_eq!(base, expected, "{line}");
+        let value: f64 = value.parse().expect(line);
+        assert!(
+            samples.iter().all(|(known, _)| known != name),
+            "twice: {line}"
+        );
+        samples.push((name.to_owned(), value));
+    }
+    samples
+}
+
+#[test]
+fn metrics_say_what_status_says() {
+    let pair = Pair::in_sync(Plan::default());
+    let mut nbd = pair.nbd("alpha");
+    nbd.write(0, &[5; 65_536]).expect("writes");
+    nbd.flush().expect("flushes");
+    plant(&pair.disk("beta"), 8 * MIB);
+    assert_eq!(pair.alpha.run(&["verify", "r0", "--wait"]).code, 1);
+    wait_until("it is kept", || verify_of(&pair.alpha)["ended"].is_string());
+    let samples = samples(&pair.alpha.run(&["metrics"]).ok());
+    let value = |name: &str| {
+        let found = samples.iter().find(|(sample, _)| sample == name);
+        found
+            .unwrap_or_else(|| panic!("no {name} in {samples:#?}"))
+            .1
+    };
+    let device = r#"{resource="r0",volume="0"}"#;
+    let peer = r#"{resource="r0",peer="beta",volume="0"}"#;
+    let now = status(&pair.alpha);
+    let size = now["devices"][0]["size"].as_f64().expect("a size") * 1024.0;
+    assert_eq!(value(&format!("lockstep_device_size_bytes{device}")), size);
+    assert_eq!(
+        value(&format!("lockstep_device_written_bytes_total{device}")),
+        65_536.0
+    );
+    assert_eq!(value(&format!("lockstep_device_open{device}")), 1.0);
+    assert_eq!(
+        value(r#"lockstep_resource_role{resource="r0",state="Primary"}"#),
+        1.0
+    );
+    assert_eq!(
+        value(r#"lockstep_connection_state{resource="r0",peer="beta",state="Connected"}"#),
+        1.0
+    );
+    assert_eq!(
+        value(&format!("lockstep_peer_device_verify_found_bytes{peer}")),
+        4096.0
+    );
+    assert_eq!(
+        value(&format!("lockstep_peer_device_out_of_sync_bytes{peer}")),
+        0.0
+    );
+    let ended = value(&format!(
+        "lockstep_peer_device_verify_end_timestamp_seconds{peer}"
+    ));
+    let seconds = std::time::UNIX_EPOCH
+        .elapsed()
+        .expect("a time")
+        .as_secs_f64();
+    assert!(
+        (0.0..600.0).contains(&(seconds - ended)),
+        "{ended} {seconds}"
+    );
+    let latency =
+        r#"lockstep_device_latency_seconds{resource="r0",volume="0",of="write",quantile="1"}"#;
+    assert!(value(latency) > 0.0);
+    // What belongs to a fault report.
+    let report = pair.alpha.run(&["report", "r0", "--flight-recorder"]).ok();
+    assert!(report.contains("  flight recorder"), "{report}");
+    assert!(report.contains("action complete"), "{report}");
+    assert!(report.contains("verify:done"), "{report}");
+    let report = pair.alpha.run(&["report", "r0", "--json"]).ok();
+    let report: Value = serde_json::from_str(&report).expect("json");
+    let verify = &report[0]["volumes"][0]["verify"];
+    assert_eq!(verify["result"]["found-kib"], 4, "{report:#}");
+    assert!(report[0]["volumes"][0]["sync"]["copied-kib"].as_u64() > Some(0));
+}
