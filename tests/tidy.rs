@@ -158,7 +158,11 @@ fn the_readme_names_what_exists() {
             assert!(root().join(name).is_dir(), "{name}");
         }
     }
-    for link in ["src/store/FORMAT.md", "transport/WIRE.md"] {
+    for link in [
+        "src/store/FORMAT.md",
+        "src/config/FAILOVER.md",
+        "transport/WIRE.md",
+    ] {
         assert!(
             readme.contains(link) && root().join(link).is_file(),
             "{link}"

@@ -6,6 +6,7 @@
 
 mod client;
 mod demo;
+mod import;
 mod lifecycle;
 mod look;
 mod metadata;
@@ -112,6 +113,8 @@ enum Verb {
     Metrics,
     #[command(flatten)]
     Offline(offline::Verb),
+    /// Make a configuration from files of DRBD, Heartbeat and Keepalived
+    Import(import::Import),
 }
 
 /// Verbs of later versions: known, so that the answer is not "misspelt".
@@ -123,7 +126,6 @@ const LATER: &[&str] = &[
     "doctor",
     "export-md",
     "get-gi",
-    "import",
     "invalidate-remote",
     "maintenance",
     "monitor-check",
@@ -188,6 +190,8 @@ fn run(cli: Cli) -> Result<ExitCode, ErrorReply> {
         Verb::Report(arguments) => report::run(global, &arguments),
         Verb::Metrics => metrics::run(global),
         Verb::Offline(verb) => offline::run(global, verb),
+        // Tells what is missing before its error.
+        Verb::Import(args) => return import::run(global, &args),
     };
     outcome.map(|()| ExitCode::SUCCESS)
 }

@@ -23,7 +23,7 @@ use crate::failover::pulse::{PathConfig, PulseConfig};
 use super::{Global, Outcome, text};
 
 /// Where the key is kept unless the configuration names another file.
-const KEY_FILE: &str = "/etc/lockstep/cluster.key";
+pub const KEY_FILE: &str = "/etc/lockstep/cluster.key";
 /// Bytes of a fresh key before it is written as text.
 const KEY_BYTES: usize = 32;
 
@@ -206,7 +206,7 @@ fn plan(config: &Config, local: &LocalResource<'_>) -> Result<Plan, ErrorReply> 
 
 /// Messages about the configuration as one error. Each but the first brings its own `error:` and
 /// each but the last its own `help:`.
-fn config_error(notes: &[Diagnostic]) -> ErrorReply {
+pub fn config_error(notes: &[Diagnostic]) -> ErrorReply {
     let texts: Vec<String> = notes.iter().map(Diagnostic::to_string).collect();
     let whole = texts.join("\n");
     let whole = whole.strip_prefix("error: ").unwrap_or(&whole);
@@ -261,20 +261,8 @@ fn check(global: &Global) -> Outcome {
 
 fn keygen(global: &Global, rotate: bool) -> Outcome {
     let path = key_path(global)?;
-    let mut bytes = [0; KEY_BYTES];
-    getrandom::fill(&mut bytes).map_err(|error| {
-        ErrorReply::new(
-            ErrorKind::Failed,
-            format!("no random numbers: {error}"),
-            "try again when the system is up",
-        )
-    })?;
-    let key: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    let draft = path.with_extension("new");
-    let written = write_key(&path, &draft, &key, rotate);
-    if let Err(error) = written {
-        // A draft that was left over stands in the way of the next try.
-        let _ = fs::remove_file(&draft);
+    let key = fresh_key()?;
+    if let Err(error) = make_key(&path, &key, rotate) {
         return Err(match error.kind() {
             IoKind::AlreadyExists => ErrorReply::new(
                 ErrorKind::Refused,
@@ -297,6 +285,30 @@ fn keygen(global: &Global, rotate: bool) -> Outcome {
         ));
     }
     Ok(())
+}
+
+/// A new key, as text.
+pub fn fresh_key() -> Result<String, ErrorReply> {
+    let mut bytes = [0; KEY_BYTES];
+    getrandom::fill(&mut bytes).map_err(|error| {
+        ErrorReply::new(
+            ErrorKind::Failed,
+            format!("no random numbers: {error}"),
+            "try again when the system is up",
+        )
+    })?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Writes a key file; one that is there is replaced only on request.
+pub fn make_key(path: &Path, key: &str, replace: bool) -> std::io::Result<()> {
+    let draft = path.with_extension("new");
+    let written = write_key(path, &draft, key, replace);
+    if written.is_err() {
+        // A draft that was left over stands in the way of the next try.
+        let _ = fs::remove_file(&draft);
+    }
+    written
 }
 
 /// The key file of the configuration, if there is one that can be read.

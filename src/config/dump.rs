@@ -1,6 +1,7 @@
 //! The effective configuration, with every default, as text in the same grammar and as JSON.
 //!
-//! The text says all that the model holds: parsed again, it gives an equal [`Config`].
+//! The text says all that the model holds: parsed again, it gives an equal [`Config`]. So does
+//! [`brief`], which leaves out what is not different from a default.
 
 mod failover;
 
@@ -87,6 +88,8 @@ const SECTIONS: [(Section, &str); 4] = [
 struct Writer {
     text: String,
     depth: usize,
+    /// Defaults and empty sections are left out.
+    brief: bool,
 }
 
 impl Writer {
@@ -98,22 +101,47 @@ impl Writer {
 
     fn options(&mut self, options: Options) {
         for (spec, value) in options {
-            self.line(&format!("{} {};", spec.name, write_value(spec, &value)));
+            self.option(spec, &value);
         }
     }
 
     fn section(&mut self, head: &str, body: impl FnOnce(&mut Writer)) {
+        let before = self.text.len();
         self.line(&format!("{head} {{"));
+        let empty = self.text.len();
         self.depth += 1;
         body(self);
         self.depth -= 1;
-        self.line("}");
+        if self.brief && self.text.len() == empty {
+            self.text.truncate(before);
+        } else {
+            self.line("}");
+        }
+    }
+
+    /// An option, unless it is a default that is left out.
+    fn option(&mut self, spec: &Spec, value: &Value) {
+        if !(self.brief && default_value(spec).as_ref() == Some(value)) {
+            self.line(&format!("{} {};", spec.name, write_value(spec, value)));
+        }
     }
 }
 
 /// The configuration as text. Holds the secrets, as the file does.
 pub fn text(config: &Config) -> String {
-    let mut writer = Writer::default();
+    write(config, Writer::default())
+}
+
+/// The configuration as somebody would write it, without what goes without saying.
+pub fn brief(config: &Config) -> String {
+    let writer = Writer {
+        brief: true,
+        ..Writer::default()
+    };
+    write(config, writer)
+}
+
+fn write(config: &Config, mut writer: Writer) -> String {
     writer.section("global", |w| {
         w.options(shown(Section::Global, |name| config.global.get(name)));
     });
@@ -135,16 +163,14 @@ fn write_resource(writer: &mut Writer, resource: &Resource) {
         writer.section(&format!("on {}", names.join(" ")), |w| {
             w.line(&format!("address {} {};", family(host), host.address.value));
             w.line(&format!("node-id {};", host.node_id));
-            for volume in &host.volumes {
-                w.section(&format!("volume {}", volume.number), |w| {
-                    w.line(&format!("device {};", quote(&write_device(&volume.front))));
-                    w.line(&format!("disk {};", quote(&volume.disk.to_string_lossy())));
-                    w.line(&format!("meta-disk {};", write_meta(&volume.meta)));
-                    let own = own(resource, volume);
-                    if !own.is_empty() {
-                        w.section("disk", |w| w.options(own));
+            match host.volumes.as_slice() {
+                [only] if only.number == 0 && w.brief => write_volume(w, resource, only),
+                volumes => {
+                    for volume in volumes {
+                        let head = format!("volume {}", volume.number);
+                        w.section(&head, |w| write_volume(w, resource, volume));
                     }
-                });
+                }
             }
         });
     }
@@ -152,7 +178,18 @@ fn write_resource(writer: &mut Writer, resource: &Resource) {
         Some(section) => {
             writer.section("failover", |w| failover::write_failover(w, section));
         }
+        None if writer.brief => {}
         None => writer.line("# no failover section: start-policy auto, promoted by hand"),
+    }
+}
+
+fn write_volume(writer: &mut Writer, resource: &Resource, volume: &Volume) {
+    writer.line(&format!("device {};", quote(&write_device(&volume.front))));
+    writer.line(&format!("disk {};", quote(&volume.disk.to_string_lossy())));
+    writer.line(&format!("meta-disk {};", write_meta(&volume.meta)));
+    let own = own(resource, volume);
+    if !own.is_empty() {
+        writer.section("disk", |w| w.options(own));
     }
 }
 

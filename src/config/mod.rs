@@ -3,8 +3,8 @@
 //! `source` reads files, `lexer` and `parser` make a tree with spans (`syntax`), `read` checks each
 //! statement against the words of [`schema`] and makes a draft in the shape of the file, `resolve`
 //! applies inheritance and defaults and makes the typed [`Config`] (`cluster` and `failover` are
-//! the parts of it that failover needs), `check` finds clashes, and
-//! [`dump`] writes it back.
+//! the parts of it that failover needs), `check` finds clashes, and [`dump`] writes it back.
+//! [`import`] makes a configuration from the files of others.
 //!
 //! A `Config` owns all that it says and does not change; the files are read once, by
 //! [`Config::load`]. Every fault is a typed [`Diagnostic`] with its place; several are reported in
@@ -33,6 +33,7 @@ pub mod dump;
 mod failover;
 #[cfg(test)]
 mod failover_tests;
+pub mod import;
 mod lexer;
 mod local;
 mod model;

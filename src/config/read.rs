@@ -23,7 +23,7 @@ use super::schema::{self, MODULE_VERSION, Section, Shape, Unit};
 use super::source::{SourceMap, Span};
 use super::syntax::{Item, Word};
 pub use cluster::{DraftCluster, DraftNode, DraftWatchdog};
-pub use failover::DraftFailover;
+pub use failover::{DraftFailover, split_prefix};
 
 /// Node ids: the formats have room for 16 nodes.
 pub const MAX_NODE_ID: u8 = 15;

@@ -43,6 +43,15 @@ impl Span {
         }
     }
 
+    /// Bytes `from..to` of what it covers.
+    pub fn part(self, from: usize, to: usize) -> Span {
+        Span {
+            start: self.start + from as u32,
+            end: self.start + to as u32,
+            ..self
+        }
+    }
+
     /// The empty place right after this span.
     pub fn after(self) -> Span {
         Span {

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value as Json, json};
 
-use super::super::cluster::{Arbiter, Cluster, ClusterNode, Notify};
+use super::super::cluster::{Arbiter, Cluster, ClusterNode, Heartbeat, Notify};
 use super::super::failover::{Control, Failback, Failover, Monitor, Mount, Service, Step, Vip};
 use super::super::lexer::{quote, quote_always};
 use super::super::model::Resource;
@@ -11,14 +11,12 @@ use super::super::schema::{self, Section};
 use super::{Writer, json_value};
 
 /// All options of a section, by the function that knows their values.
-fn options(section: Section, get: impl Fn(&str) -> Option<Value>) -> Vec<String> {
-    schema::options(section)
-        .iter()
-        .filter_map(|spec| {
-            let value = get(spec.name)?;
-            Some(format!("{} {};", spec.name, write_value(spec, &value)))
-        })
-        .collect()
+fn options(writer: &mut Writer, section: Section, get: impl Fn(&str) -> Option<Value>) {
+    for spec in schema::options(section) {
+        if let Some(value) = get(spec.name) {
+            writer.option(spec, &value);
+        }
+    }
 }
 
 fn json_options(section: Section, get: impl Fn(&str) -> Option<Value>) -> Map<String, Json> {
@@ -36,11 +34,16 @@ pub fn write_cluster(writer: &mut Writer, cluster: &Cluster) {
     if let Some(path) = &cluster.key_file {
         writer.line(&format!("key-file {};", quote(&path.to_string_lossy())));
     }
-    writer.section("heartbeat", |w| {
-        for line in options(Section::Heartbeat, |name| cluster.heartbeat.get(name)) {
-            w.line(&line);
-        }
-    });
+    // The times follow each other: they are written together.
+    if !(writer.brief && cluster.heartbeat == Heartbeat::default()) {
+        writer.section("heartbeat", |w| {
+            for spec in schema::options(Section::Heartbeat) {
+                if let Some(value) = cluster.heartbeat.get(spec.name) {
+                    w.line(&format!("{} {};", spec.name, write_value(spec, &value)));
+                }
+            }
+        });
+    }
     for node in cluster.nodes.values() {
         writer.section(&format!("node {}", node.name.value), |w| {
             w.line(&format!("node-id {};", node.node_id.value));
@@ -181,9 +184,9 @@ pub fn write_failover(writer: &mut Writer, failover: &Failover) {
         writer.line(&format!("group {};", group.value));
     }
     writer.section("stop-ladder", |w| {
-        for line in options(Section::StopLadder, |name| failover.stop_ladder.get(name)) {
-            w.line(&line);
-        }
+        options(w, Section::StopLadder, |name| {
+            failover.stop_ladder.get(name)
+        });
     });
 }
 
@@ -221,9 +224,7 @@ fn write_service(writer: &mut Writer, service: &Service) {
     if let Some(check) = &service.check {
         writer.line(&format!("check {};", quote_always(check)));
     }
-    for line in options(Section::Service, |name| service.options.get(name)) {
-        writer.line(&line);
-    }
+    options(writer, Section::Service, |name| service.options.get(name));
 }
 
 fn write_monitor(writer: &mut Writer, monitor: &Monitor) {
@@ -233,9 +234,7 @@ fn write_monitor(writer: &mut Writer, monitor: &Monitor) {
     for interface in &monitor.interfaces {
         writer.line(&format!("interface {};", quote(interface)));
     }
-    for line in options(Section::Monitor, |name| monitor.options.get(name)) {
-        writer.line(&line);
-    }
+    options(writer, Section::Monitor, |name| monitor.options.get(name));
 }
 
 /// `managed` says whether there is a section.

@@ -386,7 +386,7 @@ fn is_mount_point(dir: &Path) -> bool {
 }
 
 /// `ADDRESS/PREFIX`.
-pub(crate) fn split_prefix(text: &str) -> Option<(IpAddr, u8)> {
+pub fn split_prefix(text: &str) -> Option<(IpAddr, u8)> {
     let (address, prefix) = text.split_once('/')?;
     let digits = !prefix.is_empty() && prefix.bytes().all(|b| b.is_ascii_digit());
     let prefix = digits.then(|| prefix.parse().unwrap_or(u8::MAX))?;
