@@ -134,9 +134,11 @@ fn what_failover_asks_for_is_not_started_without_it() {
     alpha.start_agent();
     let ran = alpha.run(&["up", "r0"]).failed(3, "not in this version");
     assert!(ran.err.contains("`failover`"), "{ran:?}");
-    let witness = "cluster { witness gamma { address 127.0.0.3:17795; } }\n";
-    std::fs::write(&alpha.config, format!("{witness}{good}")).expect("writes");
-    alpha.run(&["up", "r0"]).failed(3, "`witness`: not in this");
+    let fence = "cluster { fence-command \"/bin/true\"; }\n";
+    std::fs::write(&alpha.config, format!("{fence}{good}")).expect("writes");
+    alpha
+        .run(&["up", "r0"])
+        .failed(3, "`fence-command`: not in this");
     std::fs::write(&alpha.config, &good).expect("writes");
     alpha.run(&["up", "r0"]).ok();
 }

@@ -149,7 +149,6 @@ const LATER: &[&str] = &[
     "wait-role",
     "wipe",
     "wipe-md",
-    "witness",
 ];
 
 /// Runs the command line of this process.
