@@ -139,6 +139,10 @@ fn what_failover_asks_for_is_not_started_without_it() {
     alpha
         .run(&["up", "r0"])
         .failed(3, "`fence-command`: not in this");
+    // Votes begin with the agent.
+    let witness = "cluster { witness gamma { address 127.0.0.3:17795; } }\n";
+    std::fs::write(&alpha.config, format!("{witness}{good}")).expect("writes");
+    alpha.run(&["up", "r0"]).failed(3, "restart the agent");
     std::fs::write(&alpha.config, &good).expect("writes");
     alpha.run(&["up", "r0"]).ok();
 }

@@ -319,6 +319,7 @@ impl Keeper {
         match order {
             Order::Up => {
                 self.plan.startable()?;
+                self.votes_are_to_be_had()?;
                 self.status.set_resting(false);
                 self.want_everything();
                 self.status.set_trouble(None);
@@ -626,6 +627,22 @@ impl Keeper {
         }
         self.wish.connected = true;
         Ok(())
+    }
+
+    /// Refuses a resource whose reigns need votes, when this agent has not begun to ask for any.
+    fn votes_are_to_be_had(&self) -> Result<(), ErrorReply> {
+        if !self.plan.serve.votes || self.site.cluster.is_some() {
+            return Ok(());
+        }
+        Err(ErrorReply::new(
+            ErrorKind::Refused,
+            format!(
+                "{} needs the votes of a cluster that was configured after this agent's start: \
+                 restart the agent",
+                self.name()
+            ),
+            "`kill -USR2` of the agent leaves data planes running for the next one",
+        ))
     }
 
     /// The cluster, where this resource's reigns need votes.

@@ -358,7 +358,7 @@ impl Engine {
             return;
         }
         // Ours is one vote short of a majority that leaves this disk behind.
-        if self.has_voter() {
+        if self.has_voter() && !broken!(self, DetachUnrecorded) {
             self.volumes[index].own_disk = OwnDisk::Recording(generation);
             self.record_at_voter(index, generation);
         } else {

@@ -64,7 +64,7 @@ pub enum IoOutcome {
 
 /// The third voter's word that this node may be primary: while the lease lasts it names nobody
 /// else.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Vote {
     /// The new reign; later than every earlier one.
     pub term: Term,

@@ -56,6 +56,7 @@ pub use persist::{
 };
 pub use reason::{IoFailure, LinkLoss, Refusal};
 pub use resource::Engine;
+pub(crate) use resource::broken;
 #[cfg(feature = "sabotage")]
 pub use sabotage::Sabotage;
 pub use status::{

@@ -492,4 +492,4 @@ macro_rules! broken {
         }
     }};
 }
-pub(super) use broken;
+pub(crate) use broken;

@@ -549,6 +549,8 @@ impl Engine {
 
     fn become_secondary(&mut self, shutdown: bool) {
         self.set_role(Role::Secondary);
+        // The voters answer a reign, and this one is over.
+        self.drop_questions();
         self.doubt_copies();
         if self.replicating().is_some() {
             self.send(Message::Demoted, None);

@@ -4,7 +4,7 @@
 //! feature `sabotage` no switch exists and every check below is the constant `false`.
 
 /// A planted defect.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Sabotage {
     /// Completes a protocol C write before the peer has written it.
     AckBeforePeer,
@@ -46,6 +46,18 @@ pub enum Sabotage {
     VerifySkipsDifferences,
     /// Dirty bits are cleared on the word of a short hash.
     WeakHashClears,
+    /// Writes that the peer lacks complete before the voters know of the new generation.
+    DegradeUnrecorded,
+    /// Writes that the own, detached disk lacks complete before the voters know of it.
+    DetachUnrecorded,
+    /// A voter votes while the lease of another lasts.
+    DoubleLease,
+    /// A voter that restarts does not wait for leases that it may have granted.
+    VoterForgets,
+    /// A voter answers that a generation is on record, and does not keep it.
+    WitnessForgets,
+    /// A voter without a record takes every copy for the current one.
+    BlankWitnessGrants,
 }
 
 impl Sabotage {
@@ -71,5 +83,11 @@ impl Sabotage {
         (Sabotage::FinishBeforeFlush, "finish-before-flush"),
         (Sabotage::VerifySkipsDifferences, "verify-skips-differences"),
         (Sabotage::WeakHashClears, "weak-hash-clears"),
+        (Sabotage::DegradeUnrecorded, "degrade-unrecorded"),
+        (Sabotage::DetachUnrecorded, "detach-unrecorded"),
+        (Sabotage::DoubleLease, "double-lease"),
+        (Sabotage::VoterForgets, "voter-forgets"),
+        (Sabotage::WitnessForgets, "witness-forgets"),
+        (Sabotage::BlankWitnessGrants, "blank-witness-grants"),
     ];
 }

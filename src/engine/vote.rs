@@ -17,7 +17,7 @@ use super::config::VoteMode;
 use super::event::{Ground, Vote};
 use super::ids::{Generation, Term, VolumeId};
 use super::reason::Refusal;
-use super::resource::Engine;
+use super::resource::{Engine, broken};
 use super::roles::Step;
 use super::status::{DiskState, Role};
 use super::volume::{Mint, OwnDisk};
@@ -50,7 +50,7 @@ impl Engine {
             return;
         }
         let generation = self.fresh_generation();
-        if self.has_voter() {
+        if self.has_voter() && !broken!(self, DegradeUnrecorded) {
             self.volumes[index].mint = Some(Mint::Asked(generation));
             self.record_at_voter(index, generation);
         } else {

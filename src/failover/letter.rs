@@ -131,6 +131,7 @@ mod tests {
                 term: Term::ZERO,
                 data,
                 seen: None,
+                leased: false,
             },
             question,
         }

@@ -7,9 +7,12 @@
 //!   a question left that was answered with yes, for [`Lease::length`]; completions pass until
 //!   [`Lease::margin`] before its end ([`Seat::serves_until`]).
 //! - *Record*: a new generation counts when another voter and this one have it.
-//! - A later reign that any answer names ends the own one: [`Output::Deposed`].
+//! - A later reign that any answer names ends the own one: [`Output::Deposed`]. While the own lease
+//!   lasts no majority can have given it, and what is named is the vote of one voter for a candidate
+//!   that got no other: it counts when the lease is over.
 //!
-//! Every question is sent anew until it is answered; only the answer to the last one counts.
+//! Every question is sent anew until it is answered; only the answer to the last one counts. A
+//! voter that has just started is asked again at once: only then it knows that the word is new.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -37,7 +40,7 @@ impl Other {
 }
 
 /// What a seat is set up with.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SeatConfig {
     pub me: NodeId,
     pub peer: NodeId,
@@ -106,7 +109,8 @@ pub enum Input {
     },
     /// What the data plane's own record says about the last reign.
     Reigned { term: Term },
-    /// The data plane reigns under `term`, and this is an agent that has just started.
+    /// The data plane reigns under `term`, and this is an agent that has just started: the first
+    /// input, because whoever says nothing of a lease has none.
     Resume { term: Term },
     /// This node does not reign any more.
     Release,
@@ -114,7 +118,7 @@ pub enum Input {
     Stored { version: u64 },
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Output {
     Ask {
         to: Other,
@@ -148,7 +152,7 @@ pub enum Output {
 }
 
 /// A question on its way.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Asked {
     id: u64,
     at: Time,
@@ -156,7 +160,7 @@ struct Asked {
 }
 
 /// What is known of another voter.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 struct View {
     asked: Option<Asked>,
     /// When the last answer came, and the question left that it answered.
@@ -164,19 +168,21 @@ struct View {
     /// When the last question left that was answered with yes under this node's reign.
     confirmed: Option<Time>,
     /// What it has on record about the data.
-    data: Option<(Term, u64)>,
+    data: Option<Data>,
     denied: Option<Denied>,
+    /// It has just started and is asked again at once.
+    eager: bool,
 }
 
 /// This node is a candidate.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Candidacy {
     ballot: Ballot,
     until: Time,
     stage: Stage,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Stage {
     /// The others are asked.
     Asking,
@@ -187,7 +193,7 @@ enum Stage {
 }
 
 /// A record that the data plane waits for.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Wanted {
     volume: VolumeId,
     generation: Generation,
@@ -196,7 +202,7 @@ struct Wanted {
 }
 
 /// See the module's description.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Seat {
     config: SeatConfig,
     own: Voter,
@@ -217,7 +223,7 @@ pub struct Seat {
 }
 
 /// A reign that has ended in order, until the others know.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Release {
     term: Term,
     until: Time,
@@ -237,12 +243,20 @@ impl Seat {
             candidacy: None,
             wanted: VecDeque::new(),
             releasing: None,
-            next_id: 0,
+            // Answers to an earlier life of this node may still be on their way.
+            next_id: now.0,
             version: 0,
             stored: 0,
             replies: VecDeque::new(),
             config,
         }
+    }
+
+    /// The same seat with a deliberate defect of its voter; only in the simulator.
+    #[cfg(feature = "sabotage")]
+    pub fn sabotaged(mut self, defect: Option<crate::engine::Sabotage>) -> Seat {
+        self.own = self.own.sabotaged(defect);
+        self
     }
 
     /// The reign of this node, whether its lease lasts or not.
@@ -282,11 +296,25 @@ impl Seat {
         Some(confirmed.after(self.config.lease.length))
     }
 
-    /// Until when completions pass.
+    /// Until when completions pass: from the beginning of a reign, not from its votes.
     pub fn serves_until(&self) -> Option<Time> {
-        let end = self.lease_end()?;
+        match &self.candidacy {
+            Some(candidacy) if candidacy.stage != Stage::Asking => None,
+            _ => Some(self.usable(self.lease_end()?)),
+        }
+    }
+
+    /// The end of a lease less the margin.
+    fn usable(&self, end: Time) -> Time {
         let margin = self.config.lease.margin.as_nanos() as u64;
-        Some(Time(end.0.saturating_sub(margin)))
+        Time(end.0.saturating_sub(margin))
+    }
+
+    /// Whether what these voters have last confirmed keeps others from reigning.
+    fn leased(&self, now: Time, views: &[View]) -> bool {
+        let confirmed = views.iter().filter_map(|view| view.confirmed).max();
+        let end = confirmed.map(|at| at.after(self.config.lease.length));
+        self.reign.is_some() && end.is_some_and(|end| now < self.usable(end))
     }
 
     /// Takes an input; what follows from it is appended to `out`.
@@ -320,12 +348,13 @@ impl Seat {
 
     // ---- the own voter ----
 
-    fn known(&self, other: Other) -> Known {
-        let record = self.own.record();
+    fn known(&self, now: Time, other: Other) -> Known {
+        let (record, index) = (self.own.record(), other.index());
         Known {
             term: record.term,
             data: record.data.clone(),
-            seen: self.seen[other.index()],
+            seen: self.seen[index],
+            leased: self.leased(now, &self.views[index..=index]),
         }
     }
 
@@ -347,7 +376,8 @@ impl Seat {
         let known = Known {
             term: record.term,
             data: record.data.clone(),
-            seen: Some(record.seen()),
+            seen: Some(self.own.seen()),
+            leased: self.leased(now, &self.views),
         };
         let (answer, changed) = self.own.handle(now, self.config.me, &known, question);
         if changed {
@@ -376,7 +406,7 @@ impl Seat {
             self.store(out);
         }
         self.replies.push_back((self.version, id, answer));
-        self.learn(self.own.record().term, out);
+        self.learn(now, self.own.record().term, out);
     }
 
     // ---- what others say ----
@@ -388,17 +418,19 @@ impl Seat {
         };
         let view = &mut self.views[index];
         view.answered = Some(now);
-        view.data = Some(answer.data.version());
-        view.denied = answer.result.err();
-        let news = self.seen[index] != Some(answer.seen);
-        self.seen[index] = Some(answer.seen);
-        // A vote for this node is stored when it has counted the votes.
-        let mine = answer.term.node == self.config.me;
-        let term = if mine { Term::ZERO } else { answer.term };
+        view.data = Some(answer.data.clone());
+        let before = self.seen[index].replace(answer.seen);
+        let news = before != Some(answer.seen);
+        view.eager = before.is_none_or(|seen| seen.started != answer.seen.started);
+        view.denied = answer.result.err().filter(|_| !view.eager);
+        // A vote for this node is stored when it has counted the votes, and one for another while
+        // the lease lasts stands alone.
+        let alone = answer.term.node == self.config.me || self.leased(now, &self.views);
+        let term = if alone { Term::ZERO } else { answer.term };
         if self.own.hear(now, term, &answer.data) || news {
             self.store(out);
         }
-        self.learn(answer.term, out);
+        self.learn(now, answer.term, out);
         match (&asked.question, answer.result) {
             (Question::Vote(ballot), Ok(())) => self.voted(now, from, asked.at, ballot.term, out),
             (Question::Renew { term }, Ok(())) => self.confirm(from, asked.at, *term),
@@ -416,11 +448,18 @@ impl Seat {
     }
 
     /// Somebody names a reign.
-    fn learn(&mut self, term: Term, out: &mut Vec<Output>) {
+    fn learn(&mut self, now: Time, term: Term, out: &mut Vec<Output>) {
         self.horizon = self.horizon.max(term);
+        self.settle_reign(now, out);
+    }
+
+    /// Ends the reign when a later one may have begun.
+    fn settle_reign(&mut self, now: Time, out: &mut Vec<Output>) {
+        let term = self.horizon;
         // A vote for this node's next reign deposes nobody.
         let asked = self.candidacy.as_ref().map(|c| c.ballot.term);
-        if self.reign.is_some_and(|reign| term > reign) && asked != Some(term) {
+        let later = self.reign.is_some_and(|reign| term > reign);
+        if later && asked != Some(term) && !self.leased(now, &self.views) {
             self.end_reign();
             out.push(Output::Deposed { term });
         }
@@ -498,6 +537,10 @@ impl Seat {
         if let Err(denied) = answer.result {
             return out.push(Output::Denied(denied));
         }
+        if !self.wanted.is_empty() && candidacy.ballot.again.is_none() {
+            // Nobody answers any more what was asked under the reign before.
+            out.push(Output::Deposed { term });
+        }
         self.end_reign();
         self.reign = Some(term);
         self.horizon = self.horizon.max(term);
@@ -537,7 +580,7 @@ impl Seat {
             }
             Stage::Storing { .. } => {}
             // The lease is over, and with it the patience of whoever asked.
-            Stage::Recording { .. } if self.serves_until().is_none_or(|end| end <= now) => {
+            Stage::Recording { .. } if !self.leased(now, &self.views) => {
                 self.release(now);
                 return out.push(Output::Denied(Denied::Silence));
             }
@@ -602,19 +645,30 @@ impl Seat {
         {
             return Some(recorded.clone());
         }
-        let wanted = self
-            .wanted
-            .front()
-            .filter(|wanted| wanted.version.is_none())?;
         let mut data = self.own.record().data.clone();
-        data.count = if data.term == reign {
-            data.count + 1
-        } else {
-            1
-        };
+        match self.wanted.front() {
+            Some(wanted) if wanted.version.is_none() => {
+                data.generations.insert(wanted.volume, wanted.generation);
+            }
+            Some(_) => return None,
+            None if self.disputed() => {}
+            None => return None,
+        }
+        let versions = self.views.iter().filter_map(|view| view.data.as_ref());
+        let versions = versions.map(Data::version).chain([data.version()]);
+        let counts = versions.filter_map(|(term, count)| (term == reign).then_some(count));
+        data.count = counts.max().unwrap_or(0) + 1;
         data.term = reign;
-        data.generations.insert(wanted.volume, wanted.generation);
         Some(data)
+    }
+
+    /// An earlier life of this agent has put something else on record in the same place.
+    fn disputed(&self) -> bool {
+        let own = &self.own.record().data;
+        let others = self.views.iter().filter_map(|view| view.data.as_ref());
+        others
+            .filter(|data| data.version() == own.version())
+            .any(|data| data != own)
     }
 
     /// Another voter has it on record: now the own one takes it, too.
@@ -657,6 +711,8 @@ impl Seat {
             self.reign = Some(term);
             self.horizon = term;
             self.own.hear(now, term, &Record::blank(0).data);
+            // What the data plane has been told by an earlier life of this agent may last.
+            self.own.extend(now.after(self.config.lease.length));
         }
     }
 
@@ -684,6 +740,7 @@ impl Seat {
         {
             self.releasing = None;
         }
+        self.settle_reign(now, out);
         self.settle_candidacy(now, out);
         self.settle_records(out);
         while let Some((_, id, answer)) = self.replies.pop_front_if(|(v, ..)| *v <= self.stored) {
@@ -697,7 +754,8 @@ impl Seat {
     /// When something is due without news.
     pub fn next_deadline(&self) -> Option<Time> {
         let question = self.views.iter().filter_map(|view| self.due(view));
-        let candidacy = self.candidacy.iter().map(|c| c.until);
+        let asking = self.candidacy.iter().filter(|c| c.stage == Stage::Asking);
+        let candidacy = asking.map(|c| c.until);
         question.chain(candidacy).min()
     }
 
@@ -705,6 +763,7 @@ impl Seat {
     fn due(&self, view: &View) -> Option<Time> {
         match &view.asked {
             Some(asked) => Some(asked.at.after(self.config.retry)),
+            None if view.eager => Some(Time(0)),
             None => Some(
                 view.answered
                     .map_or(Time(0), |at| at.after(self.config.beat)),
@@ -723,6 +782,7 @@ impl Seat {
         }
         self.next_id += 1;
         let id = self.next_id;
+        self.views[index].eager = false;
         self.views[index].asked = Some(Asked {
             id,
             at: now,
@@ -731,7 +791,7 @@ impl Seat {
         out.push(Output::Ask {
             to: other,
             id,
-            known: self.known(other),
+            known: self.known(now, other),
             question,
         });
     }
@@ -750,7 +810,8 @@ impl Seat {
                 return (Question::Record { term, data }, view.denied.is_none());
             }
             let data = &self.own.record().data;
-            if view.data.is_some_and(|version| version < data.version()) {
+            let behind = |theirs: &Data| theirs.version() < data.version();
+            if view.data.as_ref().is_some_and(behind) {
                 // It was away when this was recorded.
                 let data = data.clone();
                 return (Question::Record { term, data }, false);
@@ -792,7 +853,7 @@ fn weight(denied: &Denied) -> u8 {
         Denied::Doubt => 3,
         Denied::Held { .. } => 4,
         Denied::Stale { .. } => 5,
-        Denied::NotRecorded => 6,
+        Denied::Behind | Denied::NotRecorded => 6,
         Denied::Overtaken => 7,
     }
 }

@@ -391,3 +391,130 @@ fn an_agent_that_restarts_beside_its_data_plane_goes_on_with_the_reign() {
     c.record(0, 6, term);
     assert_eq!(c.heard[0].recorded, [Generation(6)]);
 }
+
+/// What node `node` would tell the witness now.
+fn known(c: &Cluster, node: usize, seen: Option<Seen>) -> Known {
+    let record = c.seats[node].record();
+    Known {
+        term: record.term,
+        data: record.data.clone(),
+        seen,
+        leased: false,
+    }
+}
+
+#[test]
+fn what_was_said_before_a_start_proves_nothing_after_it() {
+    let mut c = Cluster::new();
+    let before = Some(c.witness.seen());
+    let greeting = known(&c, 0, before);
+    c.vote(0, 5, false).expect("free");
+    c.pair = false;
+    c.run(4_000);
+    assert!(c.serves(0), "the witness alone renews");
+    c.reach[0] = false;
+    c.restart_witness(c.kept.clone(), false);
+    // A greeting from before the reign arrives late.
+    let (now, owner) = (c.now, NodeId(0));
+    c.witness.handle(now, owner, &greeting, &Question::Hello);
+    c.run(600);
+    assert!(c.serves(0));
+    let refused = c.vote(1, 5, true);
+    assert!(
+        matches!(refused, Err(Denied::Starting { .. })),
+        "{refused:?}"
+    );
+}
+
+#[test]
+fn a_restored_witness_renews_no_reign_whose_lease_is_long_over() {
+    let mut c = Cluster::new();
+    let first = c.vote(0, 5, false).expect("free");
+    let old = c.kept.clone();
+    (c.pair, c.reach[0]) = (false, false);
+    c.run(4_000);
+    let second = c.vote(1, 5, false).expect("the lease is over");
+    // Everything that the witness learnt since is gone, and the first is back before the second.
+    c.reach[1] = false;
+    c.restart_witness(old, false);
+    c.reach[0] = true;
+    c.run(1_500);
+    assert!(c.serves(1) && !c.serves(0), "{first:?} {second:?}");
+    c.reach[1] = true;
+    c.run(1_000);
+    assert!(c.serves(1));
+    assert_eq!(c.heard[0].deposed, [second]);
+}
+
+#[test]
+fn a_vote_that_stands_alone_deposes_nobody_while_the_lease_lasts() {
+    let mut c = Cluster::new();
+    let term = c.vote(0, 5, false).expect("free");
+    c.reach[0] = false;
+    c.run(4_000);
+    assert!(c.serves(0), "the peer renews");
+    // A question for the vote that the other node has long given up reaches the witness.
+    let ballot = Ballot {
+        term: Term {
+            counter: term.counter + 1,
+            node: NodeId(1),
+            random: 1,
+        },
+        again: None,
+        copies: Vec::new(),
+        force: false,
+    };
+    let (told, seen) = (known(&c, 1, None), c.witness.seen());
+    let question = Question::Vote(ballot);
+    let (answer, _) = c.witness.handle(c.now, NodeId(1), &told, &question);
+    assert_eq!(answer.result, Ok(()));
+    assert_ne!(answer.seen, seen);
+    c.reach[0] = true;
+    c.run(5_000);
+    assert!(c.serves(0) && c.heard[0].deposed.is_empty());
+    c.pair = false;
+    c.run(4_000);
+    assert_eq!(c.heard[0].deposed.len(), 1, "its lease is over now");
+}
+
+#[test]
+fn an_answer_to_an_earlier_life_of_the_agent_confirms_nothing() {
+    let mut c = Cluster::new();
+    let term = c.vote(0, 5, false).expect("free");
+    let (told, now) = (known(&c, 0, None), c.now);
+    let (answer, _) = c.witness.handle(now, NodeId(0), &told, &Question::Hello);
+    (c.pair, c.reach) = (false, [false; 2]);
+    c.run(4_000);
+    c.restart_seat(0);
+    c.give(0, Input::Resume { term });
+    for id in 0..1_000 {
+        let (from, answer) = (Other::Third, answer.clone());
+        c.give(0, Input::Answered { from, id, answer });
+    }
+    assert!(!c.serves(0));
+}
+
+#[test]
+fn a_record_that_another_has_overtaken_is_not_taken_for_done() {
+    let mut c = Cluster::new();
+    let term = c.vote(0, 5, false).expect("free");
+    let told = known(&c, 0, Some(c.witness.seen()));
+    // From an earlier life of the agent, whose data plane has dropped it.
+    let record = |generation| Question::Record {
+        term,
+        data: Data {
+            term,
+            count: 1,
+            generations: [(VOLUME, Generation(generation))].into(),
+        },
+    };
+    for (generation, result) in [(6, Ok(())), (6, Ok(())), (7, Err(Denied::Behind))] {
+        let question = record(generation);
+        let (answer, _) = c.witness.handle(c.now, NodeId(0), &told, &question);
+        assert_eq!(answer.result, result);
+    }
+    c.record(0, 7, term);
+    assert_eq!(c.heard[0].recorded, [Generation(7)]);
+    c.run(1_500);
+    assert_eq!(c.witness.record().data.generations[&VOLUME], Generation(7));
+}

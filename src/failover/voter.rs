@@ -9,9 +9,11 @@
 //! - What it answers as done is durable first: the driver stores [`Voter::record`] whenever
 //!   [`Voter::handle`] says that it changed, and answers afterwards.
 //!
-//! A voter that starts cannot know the lease that it had granted. It listens first
-//! ([`Lease::listen`]), then renews for the recorded owner only, and votes again when the longest
-//! lease that it can have granted has ended; both nodes together tell it enough to begin at once.
+//! A voter that starts cannot know the lease that it had granted. It grants nothing until the
+//! longest that it can have granted has ended, or it knows better: the recorded owner says that
+//! this voter's last yes still counts ([`Known::leased`]), or both nodes have said whether it does.
+//! Only what was said after the start tells that, and only who has had an answer since then
+//! ([`Seen::started`]) says such a thing: datagrams of an earlier time prove nothing.
 //!
 //! A voter whose store is blank, or older than what a node has seen of it, is in *doubt*: it
 //! votes for nobody until the recorded owner or both nodes have told it what they know. What two
@@ -23,7 +25,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::engine::{Generation, NodeId, Term, Time, VolumeId};
+use crate::engine::{Generation, NodeId, Term, Time, VolumeId, broken};
 
 /// What is on record about the data. The later version counts, whoever keeps it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -81,13 +83,6 @@ impl Record {
     pub fn owner(&self) -> Option<NodeId> {
         (self.term != Term::ZERO).then_some(self.term.node)
     }
-
-    pub fn seen(&self) -> Seen {
-        Seen {
-            store: self.store,
-            edition: self.edition,
-        }
-    }
 }
 
 /// How far a voter's store was when a node last heard of it.
@@ -95,19 +90,23 @@ impl Record {
 pub struct Seen {
     pub store: u64,
     pub edition: u64,
+    /// Tells one start of the voter from the others: what its clock said then.
+    pub started: u64,
 }
 
 /// What a node tells with every question: its own voter's record, and what it has seen of the
 /// voter asked.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Known {
     pub term: Term,
     pub data: Data,
     pub seen: Option<Seen>,
+    /// The node reigns, and the last yes of the voter asked still lets completions pass.
+    pub leased: bool,
 }
 
 /// What a node knows about its copy of a volume.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Copy {
     pub volume: VolumeId,
     pub current: Generation,
@@ -126,7 +125,7 @@ impl Copy {
 }
 
 /// A node asks for the vote.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Ballot {
     /// The reign that shall begin.
     pub term: Term,
@@ -137,7 +136,7 @@ pub struct Ballot {
     pub force: bool,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Question {
     /// Registers the node and asks for nothing.
     Hello,
@@ -155,7 +154,7 @@ pub enum Question {
 }
 
 /// Why a voter says no.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, thiserror::Error)]
 pub enum Denied {
     #[error("another node's lease lasts for {left_ms} ms more")]
     Held { left_ms: u64 },
@@ -173,6 +172,9 @@ pub enum Denied {
     Overtaken,
     #[error("a newer generation of the data is on record")]
     NotRecorded,
+    /// The same reign has put something else on record since.
+    #[error("a later record of the same reign is there")]
+    Behind,
     /// The node itself is a candidate.
     #[error("that node asks for the vote itself")]
     Candidate,
@@ -182,7 +184,7 @@ pub enum Denied {
     Silence,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Answer {
     pub seen: Seen,
     pub term: Term,
@@ -192,7 +194,7 @@ pub struct Answer {
 }
 
 /// Lengths that belong together; the configuration checks them against each other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Lease {
     pub length: Duration,
     /// Completions stop this long before the end.
@@ -207,22 +209,16 @@ impl Lease {
     pub fn hold(&self) -> Duration {
         self.length + self.length / Lease::DRIFT + self.margin
     }
-
-    /// How long a voter that has just started only listens: long enough to hear from every node,
-    /// short enough for the owner to keep its lease.
-    pub fn listen(&self) -> Duration {
-        self.length / 4
-    }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct VoterConfig {
     pub nodes: [NodeId; 2],
     pub lease: Lease,
 }
 
 /// See the module's description.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Voter {
     config: VoterConfig,
     record: Record,
@@ -231,11 +227,13 @@ pub struct Voter {
     started: Time,
     /// Nodes that have said what they know, since the start or since the doubt began.
     heard: BTreeSet<NodeId>,
-    /// Both nodes were heard, or the time is over.
+    /// No lease of an earlier start is unknown to it.
     settled: bool,
     doubt: bool,
     /// What nodes had seen that led to doubt: it does so once.
     excused: BTreeMap<NodeId, Seen>,
+    #[cfg(feature = "sabotage")]
+    sabotage: Option<crate::engine::Sabotage>,
 }
 
 impl Voter {
@@ -250,12 +248,40 @@ impl Voter {
             doubt: blank,
             excused: BTreeMap::new(),
             record,
+            #[cfg(feature = "sabotage")]
+            sabotage: None,
         }
+    }
+
+    /// The same voter with a deliberate defect; only in the simulator.
+    #[cfg(feature = "sabotage")]
+    pub fn sabotaged(mut self, defect: Option<crate::engine::Sabotage>) -> Voter {
+        self.sabotage = defect;
+        self
+    }
+
+    #[cfg(feature = "sabotage")]
+    fn broken(&self, defect: crate::engine::Sabotage) -> bool {
+        self.sabotage == Some(defect)
+    }
+
+    /// It never had a record and minds nothing (a planted defect).
+    fn careless(&self) -> bool {
+        self.doubt && broken!(self, BlankWitnessGrants)
     }
 
     /// What has to be durable.
     pub fn record(&self) -> &Record {
         &self.record
+    }
+
+    /// How far it is, for those whom it answers.
+    pub fn seen(&self) -> Seen {
+        Seen {
+            store: self.record.store,
+            edition: self.record.edition,
+            started: self.started.0,
+        }
     }
 
     /// It cannot say what is current.
@@ -309,12 +335,13 @@ impl Voter {
                 Ok(())
             }
         };
-        let changed = self.record != before;
+        let kept = self.record.term == before.term && broken!(self, WitnessForgets);
+        let changed = self.record != before && !kept;
         if changed {
             self.record.edition += 1;
         }
         let answer = Answer {
-            seen: self.record.seen(),
+            seen: self.seen(),
             term: self.record.term,
             data: self.record.data.clone(),
             result,
@@ -352,8 +379,17 @@ impl Voter {
                 self.heard.clear();
             }
         }
-        self.heard.insert(from);
         self.adopt(now, known.term, &known.data);
+        if known
+            .seen
+            .is_some_and(|seen| seen.started == self.started.0)
+        {
+            self.heard.insert(from);
+            if known.leased && self.record.owner() == Some(from) {
+                self.extend(now.after(self.config.lease.length));
+                self.settled = true;
+            }
+        }
         self.settle(now);
     }
 
@@ -363,7 +399,7 @@ impl Voter {
         seen.store != record.store || seen.edition > record.edition
     }
 
-    /// Ends the time of listening and the doubt, where enough is known.
+    /// Ends the wait after a start, and the doubt, where enough is known.
     fn settle(&mut self, now: Time) {
         let both = self
             .config
@@ -395,11 +431,14 @@ impl Voter {
             // Asked again: the answer was lost.
             return Ok(());
         }
+        if self.careless() {
+            return Ok(());
+        }
         if self.doubt && !ballot.force {
             return Err(Denied::Doubt);
         }
-        self.starting(now, self.config.lease.hold())?;
-        let lasts = now < self.lease_until;
+        self.starting(now)?;
+        let lasts = now < self.lease_until && !broken!(self, DoubleLease);
         if own.node != from && lasts {
             return Err(held(self.lease_until.since(now)));
         }
@@ -423,13 +462,13 @@ impl Voter {
         })
     }
 
-    /// Refuses until `length` after the start, unless both nodes were heard.
-    fn starting(&self, now: Time, length: Duration) -> Result<(), Denied> {
-        let past = now.since(self.started);
-        if self.settled || past >= length {
+    /// Refuses until no lease of an earlier start can last.
+    fn starting(&self, now: Time) -> Result<(), Denied> {
+        let (past, hold) = (now.since(self.started), self.config.lease.hold());
+        if self.settled || past >= hold || broken!(self, VoterForgets) {
             return Ok(());
         }
-        let left_ms = (length - past).as_millis() as u64 + 1;
+        let left_ms = (hold - past).as_millis() as u64 + 1;
         Err(Denied::Starting { left_ms })
     }
 
@@ -441,7 +480,7 @@ impl Voter {
         if self.doubt {
             return Err(Denied::Doubt);
         }
-        self.starting(now, self.config.lease.listen())?;
+        self.starting(now)?;
         self.extend(now.after(self.config.lease.length));
         Ok(())
     }
@@ -451,7 +490,12 @@ impl Voter {
         if data.version() > self.record.data.version() {
             self.record.data = data.clone();
         }
-        Ok(())
+        // What an earlier life of the owner's agent has put here it may not know yet.
+        if self.record.data == *data {
+            Ok(())
+        } else {
+            Err(Denied::Behind)
+        }
     }
 }
 

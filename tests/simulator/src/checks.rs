@@ -4,8 +4,9 @@
 use lockstep::engine::Protocol;
 use lockstep::engine::{
     Buffer, ConnectionState, DiskState, Envelope, Generation, LogTransaction, Message, Role,
-    Session, Span, Superblock, Term, VolumeImage,
+    Session, Span, Superblock, Term, VolumeId, VolumeImage,
 };
+use lockstep::failover::Data;
 
 use crate::disk::{Pages, SECTOR};
 use crate::node::{Carrier, EXTENT, Origin, Request, Target, Wish};
@@ -116,6 +117,19 @@ impl World {
                 );
                 self.oracle.report(1, Check::Completion, text);
             }
+        } else if self.options.voter
+            && self
+                .oracle
+                .missing(id, self.nodes[node].disks[volume].view())
+                .is_some()
+            && self.promotable(node, volume)
+        {
+            let text = format!(
+                "write {} completed on node {node} without its own disk of volume {volume}, which \
+                 the voters still take for current",
+                stamp_of(id)
+            );
+            self.oracle.report(6, Check::Completion, text);
         }
         self.check_peer_has(node, peer, request, id, fua);
     }
@@ -155,27 +169,36 @@ impl World {
             }
             _ => {}
         }
-        let theirs = self.nodes[peer].generation(volume);
-        let fit = self.nodes[peer].unfit(volume).is_none();
-        // What the voter has on record decides who may be promoted, where there is one.
-        let (mine, recorded) = if self.options.voter {
-            (self.voter.recorded(volume), false)
-        } else {
-            let own = self.nodes[node].superblock(volume);
-            let outdated = |s: &Superblock| s.peers.first().is_some_and(|p| p.outdated);
-            (
-                own.as_ref().map(|s| s.current),
-                own.as_ref().is_some_and(outdated),
-            )
-        };
-        if fit && mine == theirs && !recorded {
+        if self.promotable(peer, volume) {
             let text = format!(
                 "write {} completed on node {node} without node {peer} (volume {volume} sector \
                  {sector}), whose copy still has the same generation",
                 stamp_of(id)
             );
-            self.oracle.report(1, Check::Completion, text);
+            let rule = if self.options.voter { 6 } else { 1 };
+            self.oracle.report(rule, Check::Completion, text);
         }
+    }
+
+    /// Whether a copy that lacks a completed write could be promoted, by what is on record
+    /// durably: the voters' records decide where there are any, the other node's superblock
+    /// otherwise.
+    fn promotable(&self, node: usize, volume: usize) -> bool {
+        let Some(generation) = self.nodes[node].generation(volume) else {
+            return false;
+        };
+        if self.nodes[node].unfit(volume).is_some() {
+            return false;
+        }
+        if self.options.voter {
+            let id = VolumeId(volume as u16);
+            let allows = |data: &Data| data.generations.get(&id) == Some(&generation);
+            let [own, other] = [node, 1 - node].map(|n| &self.nodes[n].agent.durable().data);
+            return allows(own) && (allows(other) || allows(&self.witness.best.data));
+        }
+        let superblock = self.nodes[1 - node].superblock(volume);
+        let outdated = |s: &Superblock| s.peers.first().is_some_and(|p| p.outdated);
+        superblock.is_some_and(|s| s.current == generation && !outdated(&s))
     }
 
     /// Whether a node was connected, as far as it could know, when it completed a request: its

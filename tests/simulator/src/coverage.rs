@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use lockstep::engine::{Command, Event, Message, ResourceStatus};
+use lockstep::failover::Denied;
 
 /// Columns, in the order of the table.
 const EVENTS: [&str; 14] = [
@@ -18,6 +19,8 @@ const EVENTS: [&str; 14] = [
 #[derive(Clone, Default)]
 pub struct Coverage {
     table: BTreeMap<String, [u64; EVENTS.len()]>,
+    /// What happened to the voters and among them.
+    votes: BTreeMap<&'static str, u64>,
     row: [Option<String>; 2],
 }
 
@@ -93,6 +96,27 @@ impl Coverage {
         }
     }
 
+    /// Something happened to a voter or among them.
+    pub fn fault(&mut self, name: &'static str) {
+        *self.votes.entry(name).or_default() += 1;
+    }
+
+    /// A voter said no.
+    pub fn denied(&mut self, denied: &Denied) {
+        self.fault(match denied {
+            Denied::Held { .. } => "denied: held",
+            Denied::Starting { .. } => "denied: starting",
+            Denied::Doubt => "denied: doubt",
+            Denied::Stale { .. } => "denied: stale",
+            Denied::Overtaken => "denied: overtaken",
+            Denied::NotRecorded => "denied: not recorded",
+            Denied::Behind => "denied: behind",
+            Denied::Candidate => "denied: candidate",
+            Denied::Stranger => "denied: stranger",
+            Denied::Silence => "denied: silence",
+        });
+    }
+
     /// Adds the counts of another run.
     pub fn merge(&mut self, other: &Coverage) {
         for (row, counts) in &other.table {
@@ -100,6 +124,9 @@ impl Coverage {
             for (a, b) in mine.iter_mut().zip(counts) {
                 *a += b;
             }
+        }
+        for (name, count) in &other.votes {
+            *self.votes.entry(name).or_default() += count;
         }
     }
 
@@ -129,6 +156,9 @@ impl Coverage {
                 }
             }
             out.push('\n');
+        }
+        for (name, count) in &self.votes {
+            let _ = writeln!(out, "voters: {name}: {count}");
         }
         let reached = self.table.values().flatten().filter(|n| **n > 0).count();
         let _ = writeln!(

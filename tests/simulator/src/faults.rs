@@ -5,10 +5,12 @@ use std::collections::BTreeMap;
 
 use lockstep::engine::{Command, DiskState, Ground, VolumeId};
 
+use crate::datagrams::WITNESS;
 use crate::network::Frame;
 use crate::node::{Process, Purpose, Tracked};
 use crate::oracle::{Check, Outcome};
 use crate::schedule::{MICRO, MILLI, SECOND};
+use crate::witness::Found;
 use crate::world::{Happening, LIVENESS_LIMIT, Phase, World};
 
 impl World {
@@ -20,6 +22,8 @@ impl World {
         if n.process.is_some() || !n.powered {
             return;
         }
+        self.start_agent(node);
+        let n = &self.nodes[node];
         if n.busy() {
             // The predecessor's writes are still in flight: exclusive open fails.
             return self.schedule.after(5 * MILLI, Happening::Start { node });
@@ -101,8 +105,11 @@ impl World {
         let Some(process) = self.nodes[node].process.take() else {
             return;
         };
+        // A data plane that dies while its agent is away finds one that knows nothing of it.
+        let agent = agent || self.options.voter && !self.nodes[node].agent.alive();
         self.note(Some(node), "kill", || format!("agent {agent}"));
         self.end_process(node, process, agent);
+        self.agent_resumes(node);
         for link in self.open_links(node) {
             self.network.links[link].closed[node] = true;
             if self.rng.chance(400) {
@@ -127,7 +134,12 @@ impl World {
     fn end_process(&mut self, node: usize, process: Process, agent: bool) {
         self.oracle.died(node, process.incarnation);
         let n = &mut self.nodes[node];
-        n.seat.vacate(agent);
+        n.agent.vacate();
+        if agent {
+            n.agent.die(&mut self.rng);
+            n.agent.page = None;
+            n.agent.term = None;
+        }
         n.paused = false;
         n.inbox.clear();
         n.disks.iter_mut().for_each(|disk| disk.land_unnoticed());
@@ -161,7 +173,9 @@ impl World {
         }
         self.abandon(node);
         let n = &mut self.nodes[node];
-        n.seat.vacate(true);
+        n.agent.die(&mut self.rng);
+        n.agent.page = None;
+        n.agent.dethrone();
         n.recover_role = false;
         n.tracked = None;
         n.paused = false;
@@ -193,6 +207,7 @@ impl World {
             self.feed(node, event);
         }
         self.feed(node, lockstep::engine::Event::Tick);
+        self.agent_resumes(node);
     }
 
     pub fn heal(&mut self, directions: [bool; 2]) {
@@ -214,6 +229,7 @@ impl World {
         self.schedule.after(next, Happening::Fault);
         let node = self.rng.below(2) as usize;
         let w = &self.plan.scenario.weights;
+        let votes = u32::from(self.options.voter);
         let choice = self.rng.weighted(&[
             w.kill,
             w.kill_agent,
@@ -229,7 +245,17 @@ impl World {
             w.metadata,
             w.silent,
             w.inspect,
+            w.agent * votes,
+            w.witness_restart * votes,
+            w.witness_loss * votes,
+            w.heart_cut * votes,
+            w.witness_cut * votes,
         ]);
+        // Faults that take a node from the witness while it needs that node's word.
+        let spared = matches!(choice, 1 | 2 | 4 | 14 | 18) && self.spared(node);
+        if spared || choice == 3 && (self.spared(0) || self.spared(1)) {
+            return;
+        }
         match choice {
             0 | 1 => {
                 if self.atlas.death() {
@@ -253,7 +279,7 @@ impl World {
                 let told = [self.rng.chance(400), self.rng.chance(400)];
                 self.break_link(told);
             }
-            7 => self.cut([node == 0, node == 1]),
+            7 => self.cut_one_way(node),
             8 => self.part(node),
             9 => self.break_disk(),
             10 => self.slow_disk(node),
@@ -263,7 +289,29 @@ impl World {
             12 => {
                 self.atlas.spoil_data();
             }
-            _ => self.inspect(),
+            13 => self.inspect(),
+            14 => self.restart_agent(node),
+            15 => self.restart_witness(Found::Kept),
+            16 => {
+                let nothing = self.rng.chance(400);
+                let found = if nothing {
+                    Found::Nothing
+                } else {
+                    Found::OldCopy
+                };
+                self.restart_witness(found);
+            }
+            17 => self.lose_path(node, 1 - node),
+            _ => self.lose_path(node, WITNESS),
+        }
+    }
+
+    /// A path between voters is cut, one way or both.
+    fn lose_path(&mut self, a: usize, b: usize) {
+        match self.rng.below(4) {
+            0 => self.cut_path_one_way(a, b),
+            1 => self.cut_path_one_way(b, a),
+            _ => self.cut_path(a, b),
         }
     }
 
@@ -290,11 +338,26 @@ impl World {
         }
     }
 
-    /// The nodes lose each other, and with a voter one of them now and then that one too.
+    /// The nodes lose each other, mostly on every path, and one of them now and then the witness
+    /// too.
     fn part(&mut self, node: usize) {
         self.cut([true; 2]);
+        if !self.options.voter {
+            return;
+        }
+        if self.rng.chance(700) {
+            self.cut_path(0, 1);
+        }
+        if self.rng.chance(500) && !self.spared(node) {
+            self.cut_path(node, WITNESS);
+        }
+    }
+
+    /// Nothing passes from one node to the other, now and then on no path.
+    fn cut_one_way(&mut self, node: usize) {
+        self.cut([node == 0, node == 1]);
         if self.options.voter && self.rng.chance(500) {
-            self.cut_off(node);
+            self.cut_path_one_way(node, 1 - node);
         }
     }
 
@@ -357,9 +420,9 @@ impl World {
             self.wake_clients(node);
         }
         self.heal([true; 2]);
+        self.paths.heal();
         // A connection that died unnoticed is found by the engines' own pings.
         for node in 0..2 {
-            self.nodes[node].seat.away_until = 0;
             self.nodes[node].disks.iter_mut().for_each(|d| d.repair());
             self.resume(node);
             self.schedule.after(MICRO, Happening::Start { node });

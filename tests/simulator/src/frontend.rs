@@ -24,10 +24,12 @@ impl World {
         }
         process.status = process.engine.status();
         self.check_promotion(node);
+        self.check_lease();
         let Some(process) = &mut self.nodes[node].process else {
             return;
         };
         process.forced = std::mem::take(&mut process.forcing);
+        self.nodes[node].recover_role = false;
         self.nodes[node].forced.clear();
         self.wake_clients(node);
         self.abandon(1 - node);

@@ -2,14 +2,16 @@
 //!
 //! A run has a safety phase, in which links, disks, processes and clocks misbehave within what
 //! the protocol promises to survive, and a liveness phase, in which the faults stop and the
-//! cluster has to recover. The engines, the metadata encoders and the recovery are the real ones;
-//! everything else is a model: [`disk`], [`network`], [`node`], [`client`], [`operator`],
-//! [`voter`]. The [`oracle`] judges. A run depends on the commit and the seed, on nothing else.
+//! cluster has to recover. The engines, the metadata encoders and the recovery are the real ones,
+//! and so are the seats and the voter of [`agent`] and [`witness`]; everything else is a model:
+//! [`disk`], [`network`], [`datagrams`], [`node`], [`client`], [`operator`]. The [`oracle`] judges. A run depends on the commit and the seed, on nothing else.
 
+mod agent;
 mod atlas;
 mod checks;
 mod client;
 mod coverage;
+mod datagrams;
 mod disk;
 mod faults;
 mod frontend;
@@ -26,9 +28,9 @@ mod schedule;
 mod storage;
 mod trace;
 mod verify;
-mod voter;
 mod votes;
 mod wire;
+mod witness;
 mod world;
 
 use std::ops::Range;
@@ -69,7 +71,7 @@ struct Arguments {
     /// Prints a line per event and action (with --seed).
     #[arg(long, requires = "seed")]
     trace: bool,
-    /// 2 data nodes, or 3: two data nodes and a voter; 2, or what the planted defect needs.
+    /// 2 data nodes, or 3: two data nodes and a witness; 2, or what the planted defect needs.
     #[arg(long, value_parser = clap::value_parser!(u8).range(2..=3))]
     nodes: Option<u8>,
     /// Replication protocol; C, or what the planted defect needs.

@@ -7,13 +7,14 @@ use lockstep::engine::{
     Buffer, Config, Digest, Engine, Event, Generation, IoId, MetaOp, RequestId, ResourceStatus,
     Session, Span, Superblock, Term, Time, VolumeImage,
 };
+use lockstep::failover::Memory;
 
+use crate::agent::Agent;
 use crate::disk::{Disk, OpId, SECTOR};
 use crate::meta;
 use crate::network::Payload;
 use crate::oracle::{Moment, WriteId};
 use crate::schedule::Instant;
-use crate::votes::Seat;
 
 /// Bytes per activity-log extent.
 pub const EXTENT: u64 = 4 << 20;
@@ -292,8 +293,8 @@ pub struct Node {
     pub orphans: Vec<Request>,
     /// Generations, by volume, that a promotion by force was storing when its process ended.
     pub forced: BTreeMap<usize, Generation>,
-    /// The agent's dealings with the voter.
-    pub seat: Seat,
+    /// The agent's place among the voters.
+    pub agent: Agent,
     clock_offset: u64,
     clock_ppm: i64,
 }
@@ -314,7 +315,7 @@ impl Node {
             left_alone: false,
             orphans: Vec::new(),
             forced: BTreeMap::new(),
-            seat: Seat::default(),
+            agent: Agent::new(Memory::blank(id as u64), true),
             clock_offset,
             clock_ppm,
         }

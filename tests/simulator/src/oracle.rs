@@ -44,6 +44,8 @@ pub enum Check {
     Marked,
     /// A data write was submitted before its extent was durable in the log.
     Logged,
+    /// Two nodes reigned at once, or one was deposed that did.
+    Lease,
     /// The cluster did not recover after the faults stopped.
     Live,
     /// The final comparison missed a difference.
@@ -65,6 +67,7 @@ impl fmt::Display for Check {
             Check::Order => "ORDER",
             Check::Marked => "MARKED",
             Check::Logged => "LOGGED",
+            Check::Lease => "LEASE",
             Check::Live => "LIVE",
             Check::Compare => "COMPARE",
             Check::Contract => "CONTRACT",

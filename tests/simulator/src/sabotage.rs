@@ -20,7 +20,9 @@ pub struct Plant {
 
 /// The row of a defect.
 pub fn plant(defect: Sabotage) -> Plant {
-    use Check::{Causal, Compare, Completion, Dirty, Equal, Fence, Logged, Marked, Order, Promote};
+    use Check::{
+        Causal, Compare, Completion, Dirty, Equal, Fence, Lease, Logged, Marked, Order, Promote,
+    };
     use Protocol::{A, C};
     let (rule, check, protocol, scenarios): (u8, Check, Protocol, &'static [&'static str]) =
         match defect {
@@ -44,15 +46,31 @@ pub fn plant(defect: Sabotage) -> Plant {
             Sabotage::FinishBeforeFlush => (2, Dirty, C, &["power", "storm"]),
             Sabotage::VerifySkipsDifferences => (4, Compare, C, &["silent"]),
             Sabotage::WeakHashClears => (2, Equal, C, &["links", "kills"]),
+            Sabotage::DegradeUnrecorded => (6, Completion, C, &["links", "takeover"]),
+            Sabotage::DetachUnrecorded => (6, Completion, C, &["disks"]),
+            Sabotage::DoubleLease => (6, Lease, C, &["witness", "deposed"]),
+            Sabotage::VoterForgets => (6, Lease, C, &["witness"]),
+            Sabotage::WitnessForgets => (6, Completion, C, &["witness", "takeover"]),
+            Sabotage::BlankWitnessGrants => (6, Lease, C, &["witness"]),
         };
+    // Without a voter a second reign begins with a new generation, and that alone keeps the first
+    // one out.
+    let voter = matches!(
+        defect,
+        Sabotage::IgnoreTerm
+            | Sabotage::DegradeUnrecorded
+            | Sabotage::DetachUnrecorded
+            | Sabotage::DoubleLease
+            | Sabotage::VoterForgets
+            | Sabotage::WitnessForgets
+            | Sabotage::BlankWitnessGrants
+    );
     Plant {
         defect,
         rule,
         check,
         protocol,
-        // Without a voter a second reign begins with a new generation, and that alone keeps the
-        // first one out.
-        voter: defect == Sabotage::IgnoreTerm,
+        voter,
         scenarios,
     }
 }

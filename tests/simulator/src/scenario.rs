@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use lockstep::engine::pace::Limits;
 use lockstep::engine::{Protocol, Sabotage, Timeouts};
+use lockstep::failover::Lease;
 
 use crate::node::EXTENT;
 use crate::rng::Rng;
@@ -50,6 +51,15 @@ pub struct Weights {
     pub inspect: u32,
     /// Per thousand promotions that a voter allowed: the operator thinks better of it at once.
     pub retreat: u32,
+    /// The agent alone ends and comes back. This and what follows: only where there is a witness.
+    pub agent: u32,
+    pub witness_restart: u32,
+    /// The witness restarts without its record, or with an old copy of it.
+    pub witness_loss: u32,
+    /// The heartbeat path between the nodes is cut, apart from the replication link.
+    pub heart_cut: u32,
+    /// A node and the witness lose each other.
+    pub witness_cut: u32,
 }
 
 /// A named mix.
@@ -85,6 +95,21 @@ const NONE: Weights = Weights {
     first_sync: 0,
     inspect: 2,
     retreat: 0,
+    agent: 0,
+    witness_restart: 0,
+    witness_loss: 0,
+    heart_cut: 0,
+    witness_cut: 0,
+};
+
+/// Where things fail, the voters do, too.
+const SHAKY: Weights = Weights {
+    agent: 1,
+    witness_restart: 1,
+    witness_loss: 1,
+    heart_cut: 1,
+    witness_cut: 1,
+    ..NONE
 };
 
 /// Every scenario; a seed draws one unless `--scenario` names it.
@@ -112,7 +137,7 @@ pub const SCENARIOS: &[Scenario] = &[
             disconnect: 2,
             slow_disk: 2,
             intrude: 1,
-            ..NONE
+            ..SHAKY
         },
     },
     Scenario {
@@ -126,7 +151,7 @@ pub const SCENARIOS: &[Scenario] = &[
             link_drop: 2,
             slow_disk: 4,
             switch: 2,
-            ..NONE
+            ..SHAKY
         },
     },
     Scenario {
@@ -139,7 +164,7 @@ pub const SCENARIOS: &[Scenario] = &[
             kill: 2,
             link_drop: 2,
             switch: 2,
-            ..NONE
+            ..SHAKY
         },
     },
     Scenario {
@@ -154,7 +179,7 @@ pub const SCENARIOS: &[Scenario] = &[
             intrude: 8,
             link_drop: 2,
             slow_disk: 3,
-            ..NONE
+            ..SHAKY
         },
     },
     Scenario {
@@ -167,7 +192,7 @@ pub const SCENARIOS: &[Scenario] = &[
             link_drop: 2,
             switch: 3,
             intrude: 2,
-            ..NONE
+            ..SHAKY
         },
     },
     Scenario {
@@ -181,7 +206,7 @@ pub const SCENARIOS: &[Scenario] = &[
             invalidate: 2,
             kill: 2,
             link_drop: 3,
-            ..NONE
+            ..SHAKY
         },
     },
     Scenario {
@@ -205,7 +230,7 @@ pub const SCENARIOS: &[Scenario] = &[
             link_drop: 2,
             kill: 2,
             disconnect: 2,
-            ..NONE
+            ..SHAKY
         },
     },
     Scenario {
@@ -216,7 +241,7 @@ pub const SCENARIOS: &[Scenario] = &[
             force: 30,
             slow_disk: 6,
             kill: 1,
-            ..NONE
+            ..SHAKY
         },
     },
     Scenario {
@@ -241,7 +266,7 @@ pub const SCENARIOS: &[Scenario] = &[
             kill: 3,
             slow_disk: 6,
             force: 4,
-            ..NONE
+            ..SHAKY
         },
     },
     Scenario {
@@ -269,7 +294,7 @@ pub const SCENARIOS: &[Scenario] = &[
             verify: 3,
             force: 0,
             first_sync: 0,
-            ..NONE
+            ..SHAKY
         },
     },
     Scenario {
@@ -282,6 +307,25 @@ pub const SCENARIOS: &[Scenario] = &[
             intrude: 20,
             kill: 1,
             retreat: 700,
+            ..SHAKY
+        },
+    },
+    Scenario {
+        name: "witness",
+        story: "the witness forgets, restarts and is cut off while nodes vanish and try their luck",
+        weights: Weights {
+            kill_agent: 2,
+            power_one: 2,
+            pause: 2,
+            partition: 10,
+            switch: 2,
+            intrude: 25,
+            retreat: 100,
+            agent: 3,
+            witness_restart: 8,
+            witness_loss: 10,
+            heart_cut: 3,
+            witness_cut: 6,
             ..NONE
         },
     },
@@ -350,6 +394,44 @@ pub struct Plan {
     pub synced: bool,
     /// The front end keeps requests for the next data plane.
     pub reissue: bool,
+    pub voting: Voting,
+}
+
+/// How the voters of a run are set up, and what their paths are like.
+#[derive(Debug)]
+pub struct Voting {
+    pub lease: Lease,
+    pub beat: Duration,
+    pub retry: Duration,
+    pub patience: Duration,
+    /// Mean delay of a datagram, and of a record on its way to a disk.
+    pub latency: Instant,
+    pub store_latency: Instant,
+    /// Per thousand datagrams: lost, doubled, seconds late.
+    pub loss: u32,
+    pub doubled: u32,
+    pub late: u32,
+}
+
+impl Voting {
+    fn draw(rng: &mut Rng) -> Voting {
+        let millis = |rng: &mut Rng, low, high| Duration::from_millis(rng.range(low, high));
+        let length = millis(rng, 1_000, 5_000);
+        let (beat, margin) = (length / 6, length / 6);
+        Voting {
+            lease: Lease { length, margin },
+            retry: beat.min(millis(rng, 100, 400)),
+            beat,
+            patience: millis(rng, 500, 2_000),
+            latency: *rng
+                .pick(&[50 * MICRO, MILLI, 5 * MILLI, 20 * MILLI])
+                .unwrap_or(&MILLI),
+            store_latency: *rng.pick(&[50 * MICRO, MILLI, 10 * MILLI]).unwrap_or(&MILLI),
+            loss: *rng.pick(&[0, 10, 100, 300]).unwrap_or(&0),
+            doubled: *rng.pick(&[0, 20, 200]).unwrap_or(&0),
+            late: *rng.pick(&[0, 5, 50]).unwrap_or(&0),
+        }
+    }
 }
 
 /// Limits of a sync: mostly none, or such that the largest volume is synced in time.
@@ -430,6 +512,7 @@ impl Plan {
             synced: !slow && rng.chance(850) || scenario.weights.silent > 0,
             reissue: rng.chance(500),
             guarded: rng.chance(150),
+            voting: Voting::draw(&mut Rng::new(rng.clone().next())),
         }
     }
 }
@@ -443,6 +526,7 @@ pub fn draw_weights(voter: bool) -> Vec<u32> {
             "storm" => 4,
             "silent" => 1,
             "deposed" => 3 * u32::from(voter),
+            "witness" => 4 * u32::from(voter),
             _ => 2,
         })
         .collect()

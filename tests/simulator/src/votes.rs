@@ -1,98 +1,31 @@
-//! A node's agent and the third voter: leases, votes, and the questions of the engine.
+//! A node's agent at work: leases, votes, and the questions of the engine.
 //!
-//! The agent renews the lease of a node that reigns. A completion passes only while the lease
-//! lasts, and the front end opens only then; a node that comes back too late (it was stopped, or
-//! cut off) waits for the voter's word: it goes on, or it is deposed.
+//! The seat keeps the lease of a node that reigns. A completion passes only while the lease lasts,
+//! and the front end opens only then; a node that comes back too late (it was stopped, or cut off)
+//! waits for the voters' word: it goes on, or it is deposed.
 
-use std::collections::VecDeque;
+use lockstep::engine::{
+    Command, DiskState, Event, Generation, Ground, NodeId, Role, Term, VolumeId,
+};
+use lockstep::failover::{Copy, Denied, Input, Other, Output, Seat, SeatConfig};
 
-use lockstep::engine::{Command, DiskState, Event, Generation, Ground, Role, Term, VolumeId, Vote};
-
+use crate::agent::Wanted;
+use crate::datagrams::{Letter, WITNESS};
 use crate::node::Purpose;
-use crate::schedule::{Instant, MILLI, SECOND};
+use crate::oracle::Check;
+use crate::schedule::{Instant, MICRO, MILLI};
 use crate::verify::in_step;
-use crate::voter::{Ask, Copy, Denied, LEASE};
 use crate::world::{Happening, World};
 
-/// Time between two renewals.
-const BEAT: Instant = 500 * MILLI;
-/// Time after which a question is put again that could not leave the node.
-const AGAIN: Instant = 100 * MILLI;
-
-/// What an agent knows of the voter.
-#[derive(Default)]
-pub struct Seat {
-    /// The term that it was given.
-    pub term: Option<Term>,
-    pub lease_end: Instant,
-    /// The voter cannot be reached until then.
-    pub away_until: Instant,
-    /// A vote was asked for.
-    asking: bool,
-    questions: Questions,
-}
-
-/// A record that the engine wants: volume, generation, and the term under which.
-pub type Question = (usize, Generation, Term);
-
-/// The questions of an engine in their order, each on its way until it is answered.
-#[derive(Default)]
-struct Questions {
-    waiting: VecDeque<Question>,
-    /// The first is on its way.
-    asked: bool,
-}
-
-impl Questions {
-    fn put(&mut self, question: Question) {
-        self.waiting.push_back(question);
-    }
-
-    /// The question that leaves now.
-    fn next(&mut self) -> Option<Question> {
-        if self.asked {
-            return None;
-        }
-        let first = self.waiting.front().copied();
-        self.asked = first.is_some();
-        first
-    }
-
-    /// An answer; one to a question that was forgotten meanwhile changes nothing.
-    fn answered(&mut self, question: Question) {
-        if self.asked && self.waiting.front() == Some(&question) {
-            self.waiting.pop_front();
-            self.asked = false;
-        }
-    }
-
-    fn forget(&mut self) {
-        *self = Questions::default();
-    }
-}
-
-impl Seat {
-    /// The data plane has ended, and with it what it wanted to know; `agent`: the agent as well.
-    pub fn vacate(&mut self, agent: bool) {
-        self.asking = false;
-        self.questions.forget();
-        if agent {
-            self.term = None;
-            self.lease_end = 0;
-        }
-    }
-}
-
-/// An answer on its way from the voter to a node.
-pub enum Answer {
-    Vote(bool, Result<Vote, Denied>),
-    Record(Question, Result<(), Term>),
-}
+/// The longest that a question of the engine takes to its agent.
+const HAND_OVER: Instant = MILLI;
 
 impl World {
     /// Whether completions of a node pass. Without a voter there is no lease.
     pub fn leased(&self, node: usize) -> bool {
-        !self.options.voter || self.schedule.now() < self.nodes[node].seat.lease_end
+        let n = &self.nodes[node];
+        let lasts = |until| n.clock(self.schedule.now()) < until;
+        !self.options.voter || n.agent.page.is_some_and(lasts)
     }
 
     /// Whether a node really serves.
@@ -100,83 +33,232 @@ impl World {
         self.nodes[node].serving() && self.leased(node)
     }
 
-    fn voter_away(&self, node: usize) -> bool {
-        self.schedule.now() < self.nodes[node].seat.away_until
-    }
+    // ---- life of the agent ----
 
-    /// A node cannot reach the voter for a while.
-    pub fn cut_off(&mut self, node: usize) {
-        let length = self.rng.range(200, 9_000) * MILLI;
-        self.note(Some(node), "fault", || {
-            format!("the voter is away for {} ms", length / MILLI)
+    /// An agent starts, beside a data plane that it finds or before one that it will start.
+    pub fn start_agent(&mut self, node: usize) {
+        if !self.options.voter || self.nodes[node].agent.alive() {
+            return;
+        }
+        let voting = &self.plan.voting;
+        let config = SeatConfig {
+            me: NodeId(node as u8),
+            peer: NodeId(1 - node as u8),
+            lease: voting.lease,
+            beat: voting.beat,
+            retry: voting.retry,
+            patience: voting.patience,
+        };
+        let n = &mut self.nodes[node];
+        let now = n.clock(self.schedule.now());
+        let (memory, blank) = n.agent.remembered();
+        n.agent.start += 1;
+        let seat = Seat::start(config, memory, blank, now);
+        n.agent.seat = Some(seat.sabotaged(self.options.sabotage));
+        let (record, start) = (n.agent.record().clone(), n.agent.start);
+        self.note(Some(node), "agent", || {
+            format!("life {start} with {record:?}")
         });
-        let until = self.schedule.now() + length;
-        let seat = &mut self.nodes[node].seat;
-        seat.away_until = seat.away_until.max(until);
-    }
-
-    fn answer_later(&mut self, node: usize, answer: Answer) {
-        let delay = self.rng.delay(self.plan.network_latency);
-        let incarnation = self.nodes[node].incarnations;
-        self.schedule.after(
-            delay,
-            Happening::Voted {
-                node,
-                incarnation,
-                answer,
-            },
-        );
-    }
-
-    /// What the voter has said reaches the node.
-    pub fn voted(&mut self, node: usize, answer: Answer) {
-        match answer {
-            Answer::Vote(force, answer) => self.vote_done(node, force, answer),
-            Answer::Record(question, result) => {
-                self.nodes[node].seat.questions.answered(question);
-                match result {
-                    Ok(()) => {
-                        let (volume, generation, _) = question;
-                        let volume = VolumeId(volume as u16);
-                        self.feed(node, Event::VoterRecorded { volume, generation });
-                    }
-                    Err(term) => self.depose(node, term),
-                }
-                self.ask_next(node);
+        let own = (0..self.plan.volumes).filter_map(|v| self.nodes[node].superblock(v));
+        let own = own.map(|s| s.term).max().unwrap_or(Term::ZERO);
+        match self.nodes[node].agent.term {
+            Some(term) if self.nodes[node].process.is_some() => {
+                self.give(node, Input::Resume { term });
             }
+            _ => self.give(node, Input::Reigned { term: own }),
+        }
+        for wanted in self.nodes[node].agent.wanted.clone() {
+            self.give(node, put(wanted));
+        }
+    }
+
+    /// The agent alone ends and comes back; the data plane goes on as long as its page says.
+    pub fn restart_agent(&mut self, node: usize) {
+        let n = &mut self.nodes[node];
+        if !n.running() || !n.agent.alive() {
+            return;
+        }
+        n.agent.die(&mut self.rng);
+        let start = n.agent.start;
+        self.note(Some(node), "fault", || {
+            "the agent alone restarts".to_string()
+        });
+        self.coverage.fault("agent restart");
+        let delay = self.rng.range(5, 2_500) * MILLI;
+        self.schedule
+            .after(delay, Happening::StartAgent { node, start });
+    }
+
+    /// The agent that ended alone starts again, unless the node ended meanwhile.
+    pub fn agent_back(&mut self, node: usize, start: u32) {
+        let n = &self.nodes[node];
+        if n.agent.start == start && n.process.is_some() {
+            self.start_agent(node);
+        }
+    }
+
+    /// What arrived while the node was stopped.
+    pub fn agent_resumes(&mut self, node: usize) {
+        while !self.nodes[node].paused
+            && let Some(input) = self.nodes[node].agent.inbox.pop_front()
+        {
+            self.give(node, input);
+        }
+        self.look_after(node);
+    }
+
+    // ---- driving the seat ----
+
+    /// Gives an input to a node's seat and carries out what it answers, in order.
+    pub fn give(&mut self, node: usize, input: Input) {
+        let leased = self.leased(node);
+        let n = &mut self.nodes[node];
+        if n.paused {
+            return n.agent.inbox.push_back(input);
+        }
+        let now = n.clock(self.schedule.now());
+        let Some(seat) = &mut n.agent.seat else {
+            return;
+        };
+        let mut out = Vec::new();
+        seat.handle(now, input, &mut out);
+        n.agent.page = seat.serves_until();
+        self.check_deposed(node, leased, &out);
+        let agent = &mut self.nodes[node].agent;
+        agent.outbox.extend(out);
+        if std::mem::replace(&mut agent.busy, true) {
+            return;
+        }
+        while let Some(output) = self.nodes[node].agent.outbox.pop_front() {
+            self.carry(node, output);
+        }
+        self.nodes[node].agent.busy = false;
+        if self.leased(node) {
+            self.lease_renewed(node);
+        }
+        self.check_lease();
+        self.arm_agent(node);
+    }
+
+    fn arm_agent(&mut self, node: usize) {
+        let n = &mut self.nodes[node];
+        let Some(deadline) = n.agent.seat.as_ref().and_then(Seat::next_deadline) else {
+            return;
+        };
+        let now = self.schedule.now();
+        let at = n.when(deadline).max(now + MICRO);
+        if n.agent.tick_at.is_none_or(|t| at < t || t <= now) {
+            n.agent.tick_at = Some(at);
+            let start = n.agent.start;
+            self.schedule.at(at, Happening::AgentTick { node, start });
+        }
+    }
+
+    /// The agent's regular look at its node.
+    pub fn agent_tick(&mut self, node: usize, start: u32) {
+        let now = self.schedule.now();
+        let agent = &mut self.nodes[node].agent;
+        if agent.start != start || agent.tick_at != Some(now) {
+            return;
+        }
+        agent.tick_at = None;
+        if !self.nodes[node].paused {
+            self.look_after(node);
+        }
+    }
+
+    fn look_after(&mut self, node: usize) {
+        let agent = &self.nodes[node].agent;
+        let reigns = agent.seat.as_ref().is_some_and(|s| s.reign().is_some());
+        if reigns && !self.wants_lease(node) {
+            self.nodes[node].agent.dethrone();
+            self.fail_held(node);
+            self.give(node, Input::Release);
+        }
+        self.give(node, Input::Tick);
+        if self.nodes[node].recover_role && !self.nodes[node].serving() {
+            self.recover_reign(node);
+        }
+    }
+
+    fn carry(&mut self, node: usize, output: Output) {
+        match output {
+            Output::Ask {
+                to,
+                id,
+                known,
+                question,
+            } => {
+                let to = if to == Other::Third {
+                    WITNESS
+                } else {
+                    1 - node
+                };
+                let letter = Letter::Ask {
+                    id,
+                    known,
+                    question,
+                };
+                self.post(node, to, letter);
+            }
+            Output::Reply { id, answer } => {
+                if let Err(denied) = answer.result {
+                    self.coverage.denied(&denied);
+                }
+                self.post(node, 1 - node, Letter::Reply { id, answer });
+            }
+            Output::Store { version, memory } => {
+                let agent = &mut self.nodes[node].agent;
+                agent.store(version, memory);
+                let start = agent.start;
+                let delay = self.rng.delay(self.plan.voting.store_latency);
+                let stored = Happening::AgentStored {
+                    node,
+                    start,
+                    version,
+                };
+                self.schedule.after(delay, stored);
+            }
+            Output::Voted { force, vote } => self.vote_done(node, force, Ground::Voter(vote)),
+            Output::Denied(denied) => self.vote_denied(node, denied),
+            Output::Recorded { volume, generation } => {
+                self.note(Some(node), "vote", || {
+                    format!("{volume} {generation} recorded")
+                });
+                self.coverage.fault("generation recorded");
+                let wanted = &mut self.nodes[node].agent.wanted;
+                let done = |w: &Wanted| (w.0, w.1) == (usize::from(volume.0), generation);
+                if let Some(index) = wanted.iter().position(done) {
+                    wanted.remove(index);
+                }
+                self.feed(node, Event::VoterRecorded { volume, generation });
+            }
+            Output::Deposed { term } => {
+                self.coverage.fault("deposed");
+                self.depose(node, term);
+            }
+        }
+    }
+
+    /// What was on its way to the agent's file is there.
+    pub fn agent_stored(&mut self, node: usize, start: u32, version: u64) {
+        let agent = &mut self.nodes[node].agent;
+        if agent.start == start && agent.alive() {
+            agent.stored(version);
+            self.give(node, Input::Stored { version });
         }
     }
 
     // ---- leases ----
 
-    /// The agent's regular look at its node.
-    pub fn beat(&mut self, node: usize) {
-        self.schedule.after(BEAT, Happening::Beat { node });
-        let n = &self.nodes[node];
-        if n.paused || !n.powered || self.voter_away(node) {
-            return;
-        }
-        let Some(term) = n.seat.term else { return };
-        let now = self.schedule.now();
-        if let Err(later) = self.voter.renew(node, term, now) {
-            return self.depose(node, later);
-        }
-        self.nodes[node].seat.lease_end = now + LEASE;
-        self.lease_renewed(node);
-        if !self.wants_lease(node) {
-            self.voter.release(node, term);
-            self.nodes[node].seat.vacate(true);
-        }
-    }
-
     fn wants_lease(&self, node: usize) -> bool {
         let n = &self.nodes[node];
         n.recover_role
-            || n.seat.asking
-            || n.process.as_ref().is_some_and(|p| {
-                p.status.role == Role::Primary
-                    || p.commands.values().any(|c| *c == Purpose::Primary)
-            })
+            || n.agent.asking.is_some()
+            || self.is_primary(node)
+            || n.process
+                .as_ref()
+                .is_some_and(|p| p.commands.values().any(|c| *c == Purpose::Primary))
     }
 
     fn lease_renewed(&mut self, node: usize) {
@@ -191,20 +273,16 @@ impl World {
         if opens {
             self.serve(node, true);
         }
-        if self.nodes[node].recover_role && !self.nodes[node].serving() {
-            self.recover_reign(node);
-        }
     }
 
-    /// The voter names another: what was held back fails, and the engine steps down.
+    /// The voters name another: what was held back fails, and the engine steps down.
     fn depose(&mut self, node: usize, term: Term) {
-        let seat = &mut self.nodes[node].seat;
-        if seat.term.is_some_and(|own| own > term) {
+        let agent = &mut self.nodes[node].agent;
+        if agent.term.is_some_and(|own| own > term) {
             // About an earlier reign.
             return;
         }
-        seat.term = None;
-        seat.lease_end = 0;
+        agent.dethrone();
         self.nodes[node].recover_role = false;
         self.abandon(node);
         self.fail_held(node);
@@ -225,50 +303,78 @@ impl World {
 
     /// Asks for the vote; with it goes the promotion.
     pub fn ask_vote(&mut self, node: usize, force: bool, again: Option<Term>) {
-        let copies = self.copies(node);
-        let seat = &mut self.nodes[node].seat;
-        if seat.asking || copies.is_empty() {
+        if self.is_primary(node) && self.nodes[node].agent.term.is_some() {
+            // It waits for its lease.
             return;
         }
-        if self.voter_away(node) {
-            return self.note(Some(node), "vote", || "the voter is away".to_string());
+        let copies = self.copies(node);
+        let n = &mut self.nodes[node];
+        let free = n.agent.seat.as_ref().is_some_and(|seat| !seat.asking());
+        if !free || copies.is_empty() {
+            return;
         }
-        self.nodes[node].seat.asking = true;
-        let ask = Ask {
-            node,
+        n.agent.asking = n.process.as_ref().map(|p| p.incarnation);
+        self.note(Some(node), "vote", || {
+            format!("asks, again {again:?}, force {force}")
+        });
+        let random = self.rng.next() as u32;
+        let input = Input::Vote {
             again,
             copies,
             force,
+            random,
         };
-        let (random, now) = (self.rng.next() as u32, self.schedule.now());
-        let answer = self.voter.vote(&ask, random, now);
-        if answer.is_ok() {
-            // Counted from the question, as the node has to.
-            self.nodes[node].seat.lease_end = now + LEASE;
-        }
-        self.note(Some(node), "vote", || format!("{answer:?}"));
-        self.answer_later(node, Answer::Vote(force, answer));
+        self.give(node, input);
     }
 
-    fn vote_done(&mut self, node: usize, force: bool, answer: Result<Vote, Denied>) {
-        self.nodes[node].seat.asking = false;
-        match answer {
-            Ok(vote) => {
-                // Others may have reigned since.
-                self.fail_held(node);
-                self.nodes[node].seat.term = Some(vote.term);
-                self.ask_promotion(node, force, Ground::Voter(vote));
+    fn vote_done(&mut self, node: usize, force: bool, ground: Ground) {
+        let Ground::Voter(vote) = ground.clone() else {
+            return;
+        };
+        self.note(Some(node), "vote", || format!("{vote:?}"));
+        self.coverage.fault("voted");
+        // Others may have reigned since.
+        self.fail_held(node);
+        let agent = &mut self.nodes[node].agent;
+        agent.term = Some(vote.term);
+        // The next data plane asks for itself.
+        if let Some(incarnation) = agent.asking.take()
+            && self.is(node, incarnation)
+        {
+            if self.is_primary(node) {
+                // Under an earlier reign.
+                self.feed(node, Event::Deposed { term: vote.term });
             }
-            Err(_) => {
-                self.nodes[node].recover_role = false;
-                self.abandon(node);
-            }
+            self.ask_promotion(node, force, ground);
+        }
+    }
+
+    fn is_primary(&self, node: usize) -> bool {
+        let process = self.nodes[node].process.as_ref();
+        process.is_some_and(|p| p.status.role == Role::Primary)
+    }
+
+    fn vote_denied(&mut self, node: usize, denied: Denied) {
+        self.note(Some(node), "vote", || format!("denied: {denied:?}"));
+        self.nodes[node].agent.asking = None;
+        let again = match denied {
+            Denied::Silence | Denied::Starting { .. } | Denied::Candidate | Denied::Doubt => true,
+            Denied::Held { .. }
+            | Denied::Stale { .. }
+            | Denied::Overtaken
+            | Denied::NotRecorded
+            | Denied::Behind
+            | Denied::Stranger => false,
+        };
+        if !again {
+            self.nodes[node].recover_role = false;
+            self.abandon(node);
         }
     }
 
     /// The data plane died, its agent did not: the reign goes on if it is still the last one.
     pub fn recover_reign(&mut self, node: usize) {
-        let again = self.nodes[node].seat.term;
+        let again = self.nodes[node].agent.term;
         let busy = self.nodes[node]
             .process
             .as_ref()
@@ -289,9 +395,11 @@ impl World {
         let status = process.engine.status();
         let pairs = status.devices.iter().zip(&status.connection.peer_devices);
         pairs
-            .map(|(device, peer)| {
+            .enumerate()
+            .map(|(volume, (device, peer))| {
                 let ancestry = std::iter::once(device.base).chain(device.history.iter().copied());
                 Copy {
+                    volume: VolumeId(volume as u16),
                     current: Generation(device.current),
                     ancestry: ancestry.map(Generation).filter(|g| !g.is_fresh()).collect(),
                     agreed: in_step(peer.replication)
@@ -312,85 +420,59 @@ impl World {
 
     // ---- records ----
 
-    /// The engine wants a generation recorded.
-    pub fn question(&mut self, node: usize, volume: usize, generation: Generation, term: Term) {
-        let questions = &mut self.nodes[node].seat.questions;
-        questions.put((volume, generation, term));
-        self.ask_next(node);
-    }
-
-    fn ask_next(&mut self, node: usize) {
-        let Some(question) = self.nodes[node].seat.questions.next() else {
-            return;
+    /// The engine wants a generation recorded; its agent hears of it.
+    pub fn want_record(&mut self, node: usize, wanted: Wanted) {
+        self.nodes[node].agent.wanted.push(wanted);
+        let start = self.nodes[node].agent.start;
+        let delay = self.rng.below(HAND_OVER);
+        let happening = Happening::Wanted {
+            node,
+            start,
+            wanted,
         };
-        let delay = self.rng.delay(self.plan.network_latency);
-        let incarnation = self.nodes[node].incarnations;
-        self.schedule.after(
-            delay,
-            Happening::Ballot {
-                node,
-                incarnation,
-                question,
-            },
-        );
+        self.schedule.after(delay, happening);
     }
 
-    /// A question reaches the voter, or could not leave. One on its way arrives although the
-    /// process that put it has died.
-    pub fn ballot(&mut self, node: usize, incarnation: u32, question: Question) {
-        if self.voter_away(node) {
-            if self.is(node, incarnation) {
-                let happening = Happening::Ballot {
-                    node,
-                    incarnation,
-                    question,
-                };
-                self.schedule.after(AGAIN, happening);
-            }
-            return;
+    /// An agent that has started meanwhile has been told everything.
+    pub fn wanted(&mut self, node: usize, start: u32, wanted: Wanted) {
+        if self.nodes[node].agent.start == start {
+            self.give(node, put(wanted));
         }
-        let (volume, generation, term) = question;
-        let result = self.voter.record(node, volume, generation, term);
-        self.note(Some(node), "vote", || {
-            format!("record of volume {volume}: {generation} under {term}: {result:?}")
+    }
+
+    // ---- checks ----
+
+    /// While a lease lasts nobody else can have been given the reign: nobody deposes its owner.
+    fn check_deposed(&mut self, node: usize, leased: bool, out: &[Output]) {
+        let other = out.iter().find_map(|output| match output {
+            Output::Deposed { term } if usize::from(term.node.0) != node => Some(*term),
+            _ => None,
         });
-        if self.is(node, incarnation) {
-            self.answer_later(node, Answer::Record(question, result));
+        if let Some(term) = other.filter(|_| leased) {
+            let text = format!("node {node} is deposed by term {term} while its lease lasts");
+            self.oracle.report(6, Check::Lease, text);
         }
     }
 
-    /// The agents of both nodes begin to look after them.
-    pub fn start_beats(&mut self) {
-        for node in 0..2 {
-            let first = SECOND + node as Instant * 50 * MILLI;
-            self.schedule.at(first, Happening::Beat { node });
+    /// Completions of one node pass at a time.
+    pub fn check_lease(&mut self) {
+        let passes = |node: usize| {
+            let n = &self.nodes[node];
+            let open = |p: &crate::node::Process| p.serving || !p.requests.is_empty();
+            n.running() && n.process.as_ref().is_some_and(open) && self.leased(node)
+        };
+        if self.options.voter && passes(0) && passes(1) {
+            let terms = [0, 1].map(|n: usize| self.nodes[n].agent.term);
+            let text = format!("both nodes serve under a lease: terms {terms:?}");
+            self.oracle.report(6, Check::Lease, text);
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_question_is_on_its_way_at_a_time_also_one_that_an_answer_brings() {
-        let [a, b, c] = [1, 2, 3].map(|g| (0, Generation(g), Term::ZERO));
-        let mut questions = Questions::default();
-        questions.put(a);
-        assert_eq!(questions.next(), Some(a));
-        questions.answered(a);
-        // The engine asks when it hears the answer, and then the agent goes on.
-        questions.put(b);
-        assert_eq!(questions.next(), Some(b));
-        assert_eq!(questions.next(), None);
-        questions.put(c);
-        assert_eq!(questions.next(), None);
-        questions.answered(b);
-        assert_eq!(questions.next(), Some(c));
-        questions.forget();
-        questions.put(b);
-        assert_eq!(questions.next(), Some(b));
-        questions.answered(c);
-        assert_eq!(questions.next(), None);
+fn put((volume, generation, term): Wanted) -> Input {
+    Input::Record {
+        volume: VolumeId(volume as u16),
+        generation,
+        term,
     }
 }

@@ -105,13 +105,7 @@ impl World {
                     return;
                 };
                 let buffer = payload.map(|payload| {
-                    let incarnation = process.incarnation;
                     let sync = matches!(envelope.message, Message::SyncWrite { .. });
-                    if matches!(envelope.message, Message::Write { .. }) && !late {
-                        payload
-                            .iter()
-                            .for_each(|s| self.oracle.received(*s, incarnation));
-                    }
                     let (session, term) = (envelope.session, envelope.term);
                     process.keep(Received {
                         payload,
@@ -129,6 +123,31 @@ impl World {
                         buffer,
                     },
                 );
+            }
+        }
+    }
+
+    /// A process takes a replicated write from a link that it has not given up. What a stopped one
+    /// finds in its sockets when it goes on may be of one that it gives up first.
+    pub fn note_received(&mut self, node: usize, event: &Event) {
+        let Event::Message {
+            link,
+            envelope,
+            buffer: Some(Buffer::Received(slot)),
+        } = event
+        else {
+            return;
+        };
+        let late = self.network.links[link.0 as usize].closed[node];
+        if late || !matches!(envelope.message, Message::Write { .. }) {
+            return;
+        }
+        let Some(process) = &self.nodes[node].process else {
+            return;
+        };
+        if let Some(Some(received)) = process.received.get(*slot as usize) {
+            for stamp in received.payload.iter() {
+                self.oracle.received(*stamp, process.incarnation);
             }
         }
     }

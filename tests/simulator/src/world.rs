@@ -12,10 +12,12 @@ use lockstep::engine::{
     RequestId, VolumeId, VoteMode,
 };
 
+use crate::agent::Wanted;
 use crate::atlas::Atlas;
 use crate::checks::BIT_SECTORS;
 use crate::client::Client;
 use crate::coverage::{Coverage, row};
+use crate::datagrams::{Letter, Paths};
 use crate::disk::{DiskFault, DiskOp, OpId, Pages, SECTOR};
 use crate::meta;
 use crate::network::Network;
@@ -25,8 +27,7 @@ use crate::rng::Rng;
 use crate::scenario::{Options, Plan};
 use crate::schedule::{Instant, SECOND, Schedule};
 use crate::verify::LastVerify;
-use crate::voter::Voter;
-use crate::votes::{Answer, Question};
+use crate::witness::{Found, Witness};
 
 /// Virtual time that the cluster has to recover after the faults have stopped. The largest volume
 /// compared with the fewest and smallest buffers over the slowest wire and disks takes 280 s.
@@ -77,21 +78,40 @@ pub enum Happening {
     Heal {
         directions: [bool; 2],
     },
-    /// The voter's answer arrives at a node.
-    Voted {
-        node: usize,
-        incarnation: u32,
-        answer: Answer,
+    /// A datagram arrives.
+    Letter {
+        from: usize,
+        to: usize,
+        letter: Letter,
     },
-    /// A question of a node arrives at the voter.
-    Ballot {
+    /// An agent that ended alone starts again.
+    StartAgent {
         node: usize,
-        incarnation: u32,
-        question: Question,
+        start: u32,
     },
-    /// A node's agent renews its lease.
-    Beat {
+    AgentTick {
         node: usize,
+        start: u32,
+    },
+    AgentStored {
+        node: usize,
+        start: u32,
+        version: u64,
+    },
+    /// What an engine wants to have recorded reaches its agent.
+    Wanted {
+        node: usize,
+        start: u32,
+        wanted: Wanted,
+    },
+    /// The witness starts (again).
+    Witness {
+        start: u32,
+        found: Found,
+    },
+    WitnessStored {
+        start: u32,
+        version: u64,
     },
     /// A process dies (decided earlier, between two actions).
     Die {
@@ -118,7 +138,8 @@ pub struct World {
     pub nodes: Vec<Node>,
     pub network: Network,
     pub clients: Vec<Vec<Client>>,
-    pub voter: Voter,
+    pub witness: Witness,
+    pub paths: Paths,
     pub atlas: Atlas,
     pub oracle: Oracle,
     pub coverage: Coverage,
@@ -153,6 +174,7 @@ impl World {
             let ppm = rng.range(0, 400) as i64 - 200;
             nodes.push(Node::new(id, disks, offset, ppm));
         }
+        let witness = Self::first_records(&plan, &mut nodes, &rng);
         let base = (0..plan.volumes)
             .map(|_| Pages::new(plan.sectors, 1))
             .collect();
@@ -168,7 +190,8 @@ impl World {
         World {
             network: Network::new(plan.network_latency),
             oracle,
-            voter: Voter::new(plan.volumes, synced.then_some(meta::FIRST_GENERATION)),
+            witness,
+            paths: Paths::default(),
             atlas: Atlas::new(rng.fork()),
             truth: vec![None; plan.volumes],
             lineage: vec![BTreeMap::new(); plan.volumes],
@@ -198,7 +221,8 @@ impl World {
         self.schedule
             .at(self.rng.below(SECOND), Happening::Start { node: 1 });
         if self.options.voter {
-            self.start_beats();
+            let found = Found::Kept;
+            self.schedule.at(0, Happening::Witness { start: 0, found });
         }
         self.schedule.at(2 * SECOND, Happening::Operator);
         self.schedule.at(3 * SECOND, Happening::Fault);
@@ -264,21 +288,21 @@ impl World {
             Happening::Fault => self.fault(),
             Happening::Resume { node } => self.resume(node),
             Happening::Heal { directions } => self.heal(directions),
-            Happening::Voted {
+            Happening::Letter { from, to, letter } => self.letter(from, to, letter),
+            Happening::StartAgent { node, start } => self.agent_back(node, start),
+            Happening::AgentTick { node, start } => self.agent_tick(node, start),
+            Happening::AgentStored {
                 node,
-                incarnation,
-                answer,
-            } => {
-                if self.is(node, incarnation) {
-                    self.voted(node, answer);
-                }
-            }
-            Happening::Ballot {
+                start,
+                version,
+            } => self.agent_stored(node, start, version),
+            Happening::Wanted {
                 node,
-                incarnation,
-                question,
-            } => self.ballot(node, incarnation, question),
-            Happening::Beat { node } => self.beat(node),
+                start,
+                wanted,
+            } => self.wanted(node, start, wanted),
+            Happening::Witness { start, found } => self.start_witness(start, found),
+            Happening::WitnessStored { start, version } => self.witness_stored(start, version),
             Happening::Die { node, incarnation } => {
                 if self.is(node, incarnation) {
                     self.kill(node, self.plan.scenario.weights.kill_agent > 0);
@@ -336,6 +360,7 @@ impl World {
         if self.nodes[node].process.is_none() {
             return;
         }
+        self.note_received(node, &event);
         self.coverage.count(node, &event);
         if self.options.trace {
             self.trace_event(node, &event);
@@ -368,6 +393,9 @@ impl World {
     fn kill_between(&mut self, node: usize, actions: usize) -> Option<usize> {
         let possible = self.phase == Phase::Safety && self.plan.kill_in_step && actions > 1;
         if !possible || self.plan.scenario.weights.kill == 0 || !self.rng.chance(1) {
+            return None;
+        }
+        if self.spared(node) {
             return None;
         }
         if !self.rng.chance(300) || !self.atlas.death() {
@@ -572,7 +600,7 @@ impl World {
                 generation,
                 term,
             } => {
-                self.question(node, usize::from(volume.0), generation, term);
+                self.want_record(node, (usize::from(volume.0), generation, term));
             }
             Action::Track { slot, volume, span } => {
                 let tracked = self.nodes[node].tracked.get_or_insert_default();
@@ -596,7 +624,7 @@ impl World {
     /// for the voter's word as long as there may be a good one.
     pub fn pass(&mut self, node: usize, request: RequestId, ok: bool) {
         let leased = self.leased(node);
-        let held = ok && !leased && self.nodes[node].seat.term.is_some();
+        let held = ok && !leased && self.nodes[node].agent.term.is_some();
         let ok = ok && (leased || held);
         let Some(process) = &mut self.nodes[node].process else {
             return;
