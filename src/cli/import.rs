@@ -101,10 +101,7 @@ pub fn run(global: &Global, args: &Import) -> Result<ExitCode, ErrorReply> {
         Err(failure) => return Err(failed(global, failure)),
     };
     let key = key(global)?;
-    let imported = prepared
-        .with_key(&key)
-        .map_err(|failure| failed(global, failure))?;
-    show(global, &imported);
+    show(global, &prepared.with_key(&key));
     Ok(ExitCode::SUCCESS)
 }
 

@@ -36,7 +36,7 @@ const SENDMAIL: &str = "/usr/sbin/sendmail";
 const INTERFACE: &str = "eth0";
 
 /// A finished model without its key.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Built {
     pub config: Config,
     pub notes: Vec<String>,
@@ -115,6 +115,12 @@ impl<'a> Builder<'a> {
             }
         }
         builder.notes.extend(devices);
+        let told = builder.config.warnings.drain(..).map(|warning| {
+            let place = warning.location.as_deref();
+            let place = place.map(|at| format!("{}:{}: ", at.file, at.line));
+            format!("{}{}", place.unwrap_or_default(), warning.kind)
+        });
+        builder.notes.extend(told);
         builder
     }
 
@@ -707,10 +713,47 @@ impl<'a> Builder<'a> {
                 notes: self.notes,
             });
         }
+        self.unknown_nodes()?;
         Ok(Built {
             config: self.config,
             notes: self.notes,
         })
+    }
+
+    /// A choice for a node that there is not is a misspelt one; a disk for a resource that has its
+    /// own is told.
+    fn unknown_nodes(&mut self) -> Result<(), Failure> {
+        let Some(resource) = self.config.resources.first() else {
+            return Ok(());
+        };
+        let addresses = self.request.addresses.iter().map(|(name, _)| name);
+        let chosen = addresses.chain(self.request.disks.iter().map(|(name, _)| name));
+        let hosts = || self.config.resources.iter().flat_map(|r| &r.hosts);
+        for name in chosen {
+            if hosts().any(|host| host.is_named(name)) {
+                continue;
+            }
+            let known: Vec<&str> = hosts().map(Host::name).collect();
+            let kind = DiagnosticKind::NoSuchHost {
+                resource: resource.name.value.clone(),
+                node: shown(name),
+                hosts: known.join(", "),
+            };
+            let unknown = Diagnostic::new(kind).suggest(name, known);
+            return Err(Failure::Wrong(vec![unknown]));
+        }
+        for (name, disk) in &self.request.disks {
+            let mut volumes = hosts()
+                .filter(|host| host.is_named(name))
+                .flat_map(|host| &host.volumes);
+            if volumes.all(|volume| volume.disk.value != *disk) {
+                self.notes.push(format!(
+                    "--disk {name}={}: left out: the sources name its disk",
+                    disk.display()
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// The nodes of all resources.

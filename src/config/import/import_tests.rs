@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use proptest::prelude::*;
+
 use super::super::{
     Arbiter, Config, Control, Failback, Notify, Resource, Service, Spanned, Step, Witness,
 };
@@ -36,7 +38,7 @@ fn disks(pairs: &[(&str, &str)]) -> Vec<(String, PathBuf)> {
 /// The configuration that comes out, and the notes as one text.
 fn imported(request: &Request) -> (Config, String) {
     let key = Key::File(PathBuf::from("/etc/lockstep/cluster.key"));
-    match import(request).and_then(|prepared| prepared.with_key(&key)) {
+    match import(request).map(|prepared| prepared.with_key(&key)) {
         Ok(Imported { text, notes }) => {
             let config = Config::parse_str("imported", &text).unwrap();
             assert!(config.warnings.is_empty(), "{text}");
@@ -522,16 +524,23 @@ fn choices_that_do_not_go_together_are_refused() {
         disks: disks(&[("left", "/dev/vdb"), ("third", "/dev/vdb")]),
         ..Request::default()
     };
-    let key = Key::File(PathBuf::from("/k"));
-    let failure = import(&request).and_then(|prepared| prepared.with_key(&key));
-    let Err(Failure::Wrong(errors)) = failure else {
-        panic!("{failure:?}");
-    };
+    let message = refused(&request);
     assert!(
-        errors[0]
-            .to_string()
-            .contains("witness third is one of the nodes")
+        message.contains("witness third is one of the nodes"),
+        "{message}"
     );
+    let request = Request {
+        drbd: vec![fixture("nfs/files.res")],
+        addresses: addresses(&[("frist", "192.0.2.1:694")]),
+        ..Request::default()
+    };
+    assert!(refused(&request).contains("did you mean `first`?"));
+    let request = Request {
+        drbd: vec![fixture("nfs/files.res")],
+        disks: disks(&[("first", "/dev/vdb")]),
+        ..Request::default()
+    };
+    assert!(imported(&request).1.contains("the sources name its disk"));
 }
 
 #[test]
@@ -541,7 +550,7 @@ fn without_a_key_file_connections_have_a_secret() {
         ..Request::default()
     };
     let key = Key::Secret(PathBuf::from("/k"), "s3cret".to_owned());
-    let imported = import(&request).unwrap().with_key(&key).unwrap();
+    let imported = import(&request).unwrap().with_key(&key);
     let config = Config::parse_str("imported", &imported.text).unwrap();
     assert_eq!(config.resources[0].key().unwrap(), "s3cret");
     assert!(
@@ -550,4 +559,63 @@ fn without_a_key_file_connections_have_a_secret() {
             .iter()
             .any(|note| note.contains("lockstep keygen"))
     );
+}
+
+/// A piece taken out, and another put somewhere else.
+fn mangled(text: &str, [from, len, piece, to]: [usize; 4], insert: &str) -> String {
+    let mut chars: Vec<char> = text.chars().collect();
+    let place = |at: usize, chars: &[char]| at % (chars.len() + 1);
+    let copied = chars.iter().skip(place(piece, &chars)).take(len);
+    let copied: Vec<char> = copied.copied().collect();
+    let from = place(from, &chars);
+    chars.drain(from..(from + len).min(chars.len()));
+    let to = place(to, &chars);
+    chars.splice(to..to, insert.chars().chain(copied));
+    chars.into_iter().collect()
+}
+
+const MANGLED: [&str; 5] = [
+    "nfs/ha.cf",
+    "nfs/haresources",
+    "nfs/authkeys",
+    "nfs/files.res",
+    "vrrp/keepalived.conf",
+];
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn mangled_sources_never_panic(
+        cuts in prop::array::uniform4(0..4000usize),
+        len in 0..60usize,
+        insert in "[ -~\n\\PC]{0,6}",
+    ) {
+        let cuts = [cuts[0], len, cuts[2], cuts[3]];
+        let dir = tempfile::tempdir().unwrap();
+        for name in MANGLED {
+            let text = fs::read_to_string(fixture(name)).unwrap();
+            let name = Path::new(name).file_name().unwrap();
+            fs::write(dir.path().join(name), mangled(&text, cuts, &insert)).unwrap();
+        }
+        let whole = Request {
+            vote: witness(),
+            addresses: addresses(&[("first", "192.0.2.1:694"), ("second", "192.0.2.2:694")]),
+            disks: disks(&[("first", "/dev/vdb"), ("second", "/dev/vdb")]),
+            ..Request::default()
+        };
+        let heartbeat = Request { heartbeat: Some(dir.path().to_owned()), ..whole.clone() };
+        let over_drbd = Request { drbd: vec![dir.path().join("files.res")], ..heartbeat.clone() };
+        let keepalived = Request { keepalived: Some(dir.path().join("keepalived.conf")), ..whole };
+        for request in [heartbeat, over_drbd, keepalived] {
+            match import(&request) {
+                Ok(prepared) => {
+                    let text = prepared.with_key(&Key::File(PathBuf::from("/k"))).text;
+                    prop_assert!(Config::parse_str("imported", &text).is_ok(), "{}", text);
+                }
+                Err(Failure::Wrong(errors)) => prop_assert!(!errors.is_empty()),
+                Err(Failure::Needs { needs, .. }) => prop_assert!(!needs.is_empty()),
+            }
+        }
+    }
 }

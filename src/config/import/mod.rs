@@ -97,16 +97,22 @@ pub fn import(request: &Request) -> Result<Prepared, Failure> {
     if let Some(keepalived) = keepalived {
         builder.keepalived(keepalived);
     }
-    builder.finish().map(Prepared)
+    let prepared = Prepared(builder.finish()?);
+    // With any key: which it is changes nothing that could be wrong.
+    let trial = prepared.clone().with_key(&Key::File(PathBuf::from("/key")));
+    match Config::parse_str("import", &trial.text) {
+        Ok(_) => Ok(prepared),
+        Err(errors) => Err(Failure::Wrong(errors)),
+    }
 }
 
 /// An import that only lacks its key.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Prepared(build::Built);
 
 impl Prepared {
     /// Writes the configuration.
-    pub fn with_key(self, key: &Key) -> Result<Imported, Failure> {
+    pub fn with_key(self, key: &Key) -> Imported {
         let build::Built {
             mut config,
             mut notes,
@@ -130,9 +136,6 @@ impl Prepared {
             ));
         }
         let text = dump::brief(&config);
-        match Config::parse_str("import", &text) {
-            Ok(_) => Ok(Imported { text, notes }),
-            Err(errors) => Err(Failure::Wrong(errors)),
-        }
+        Imported { text, notes }
     }
 }
