@@ -40,6 +40,8 @@ pub struct Agent {
     pub asking: Option<u32>,
     /// What the data plane wants to have recorded.
     pub wanted: Vec<Wanted>,
+    /// When the last of that reaches the agent.
+    pub handed_at: Instant,
 }
 
 impl Agent {
@@ -58,6 +60,7 @@ impl Agent {
             term: None,
             asking: None,
             wanted: Vec::new(),
+            handed_at: 0,
         }
     }
 

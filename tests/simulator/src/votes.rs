@@ -424,13 +424,17 @@ impl World {
     pub fn want_record(&mut self, node: usize, wanted: Wanted) {
         self.nodes[node].agent.wanted.push(wanted);
         let start = self.nodes[node].agent.start;
+        // One after the other: a stream leads from the data plane to its agent.
         let delay = self.rng.below(HAND_OVER);
+        let agent = &mut self.nodes[node].agent;
+        agent.handed_at = agent.handed_at.max(self.schedule.now() + delay);
+        let at = agent.handed_at;
         let happening = Happening::Wanted {
             node,
             start,
             wanted,
         };
-        self.schedule.after(delay, happening);
+        self.schedule.at(at, happening);
     }
 
     /// An agent that has started meanwhile has been told everything.
