@@ -135,21 +135,29 @@ impl Pair {
 
     /// Metadata is there and both agents run.
     pub fn started(plan: Plan) -> Pair {
-        let mut pair = Pair::files(plan);
-        for node in [&mut pair.alpha, &mut pair.beta] {
+        Pair::files(plan).start()
+    }
+
+    /// Makes the metadata and starts both agents.
+    pub fn start(mut self) -> Pair {
+        for node in [&mut self.alpha, &mut self.beta] {
             node.run(&["create-md", "r0"]).ok();
             node.start_agent();
         }
-        pair
+        self
     }
 
     /// Set up by the book: alpha is primary, both copies are up to date.
     pub fn in_sync(plan: Plan) -> Pair {
-        let pair = Pair::started(plan);
-        connected(&pair.alpha);
-        pair.alpha.run(&["primary", "r0", "--force"]).ok();
-        synced(&pair.alpha);
-        pair
+        Pair::started(plan).sync()
+    }
+
+    /// Makes alpha primary, and waits until beta has all.
+    pub fn sync(self) -> Pair {
+        connected(&self.alpha);
+        self.alpha.run(&["primary", "r0", "--force"]).ok();
+        synced(&self.alpha);
+        self
     }
 
     /// Writes the configuration of a changed plan.

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixListener;
 use std::process::{Child, Command, Stdio};
 
 use crate::node::{PATIENCE, Ran, send_signal};
-use crate::pair::{Front, Pair, Plan, connected, role, status, synced, wait_replaced, wait_status};
+use crate::pair::{Front, Pair, Plan, role, status, synced, wait_replaced, wait_status};
 
 /// A process that has the listener, and nobody else.
 fn holder(listener: impl Into<std::os::fd::OwnedFd>) -> Child {
@@ -35,7 +35,7 @@ fn names(text: &str, place: &str, owner: &Child) {
 fn a_taken_socket_keeps_no_secondary_from_replicating() {
     let pair = Pair::files(Plan::default());
     let owner = holder(UnixListener::bind(pair.socket("beta")).expect("binds"));
-    let pair = start(pair);
+    let pair = pair.start().sync();
     names(&reason(&pair, "beta"), "beta.nbd", &owner);
     // It gets every write, and is in the way of nothing but its own promotion.
     pair.nbd("alpha").write(0, &[7; 8192]).expect("writes");
@@ -71,7 +71,7 @@ fn a_taken_port_is_tried_again() {
     let uri = pair.uri("beta");
     let place = uri.trim_start_matches("nbd://").trim_end_matches("/r0");
     let owner = holder(TcpListener::bind(place).expect("binds"));
-    let pair = start(pair);
+    let pair = pair.start().sync();
     names(&reason(&pair, "beta"), place, &owner);
     end(owner);
     wait_status(&pair.beta, "listens", PATIENCE, |now| {
@@ -87,7 +87,7 @@ fn a_socket_that_cannot_be_made_is_a_failure_and_said_so() {
     let mut pair = Pair::files(Plan::default());
     let text = pair.configuration().replace("beta.nbd", "missing/beta.nbd");
     std::fs::write(&pair.beta.config, text).expect("config");
-    pair = start(pair);
+    pair = pair.start().sync();
     assert!(reason(&pair, "beta").contains("missing/beta.nbd"));
     pair.alpha.run(&["secondary", "r0"]).ok();
     let failed = pair.beta.run(&["primary", "r0"]);
@@ -117,16 +117,4 @@ fn a_primary_that_lost_its_place_is_primary_again_when_it_is_free() {
     });
     let read = pair.nbd("alpha").read(0, 4096).expect("reads");
     assert_eq!(read, [7; 4096]);
-}
-
-/// Both nodes run, alpha is primary, and beta has all.
-fn start(mut pair: Pair) -> Pair {
-    for node in [&mut pair.alpha, &mut pair.beta] {
-        node.run(&["create-md", "r0"]).ok();
-        node.start_agent();
-    }
-    connected(&pair.alpha);
-    pair.alpha.run(&["primary", "r0", "--force"]).ok();
-    synced(&pair.alpha);
-    pair
 }

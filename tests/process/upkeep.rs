@@ -38,14 +38,7 @@ fn with_handlers(words: &str) -> Pair {
     let dir = pair.dir.path().display().to_string();
     let words = words.replace("$DIR", &dir);
     pair.reconfigure(|plan| plan.more = format!("handlers {{ {words} }}"));
-    for node in [&mut pair.alpha, &mut pair.beta] {
-        node.run(&["create-md", "r0"]).ok();
-        node.start_agent();
-    }
-    connected(&pair.alpha);
-    pair.alpha.run(&["primary", "r0", "--force"]).ok();
-    synced(&pair.alpha);
-    pair
+    pair.start().sync()
 }
 
 #[test]
