@@ -60,7 +60,8 @@ impl Node {
         let (sender, news) = unbounded_channel();
         let pulse = Pulse::start(config, sender).expect("a heartbeat");
         let resource = RESOURCE.to_owned();
-        pulse.give(Order::Add { resource });
+        let reign = None;
+        pulse.give(Order::Add { resource, reign });
         Node { pulse, news }
     }
 
@@ -73,7 +74,7 @@ impl Node {
         let limit = Instant::now() + Duration::from_secs(20);
         loop {
             match self.news.try_recv() {
-                Ok(News::Peer) => {}
+                Ok(News::Peer { .. }) => {}
                 Ok(news) => return news,
                 Err(_) => {
                     assert!(

@@ -10,15 +10,16 @@ use std::rc::Rc;
 
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::oneshot;
-use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::dirs::Dirs;
 use super::plane::{STATUS_ANSWER, exchange};
 use super::protocol::{ErrorKind, ErrorReply, ServeRequest, VoterSays};
 use crate::engine::{Generation, Term, VolumeId, Vote};
+use crate::failover::manager::Side;
 use crate::failover::pulse::{News, Order, Picture, Pulse, PulseConfig};
-use crate::failover::report::{NodeReport, ResourceReport};
+use crate::failover::report::NodeReport;
+use crate::failover::witness::random;
 use crate::failover::{Copy, Denied, Input};
 use crate::reactor::lease::LeaseWord;
 
@@ -32,7 +33,6 @@ pub struct Cluster {
     waiting: RefCell<BTreeMap<String, Waiter>>,
     /// What the peer is told.
     said: RefCell<NodeReport>,
-    started: Instant,
 }
 
 impl Cluster {
@@ -51,7 +51,6 @@ impl Cluster {
             pulse,
             waiting: RefCell::default(),
             said: RefCell::default(),
-            started: Instant::now(),
         });
         tokio_uring::spawn(Rc::clone(&cluster).follow(news));
         Ok(cluster)
@@ -62,10 +61,11 @@ impl Cluster {
         self.pulse.picture()
     }
 
-    /// Takes a place among the voters of `resource`.
-    pub fn enter(&self, resource: &str) {
+    /// Takes a place among the voters of `resource`; `reign`: its data plane reigns under this
+    /// term since before this agent started.
+    pub fn enter(&self, resource: &str, reign: Option<Term>) {
         let resource = resource.to_owned();
-        self.pulse.give(Order::Add { resource });
+        self.pulse.give(Order::Add { resource, reign });
     }
 
     fn give(&self, resource: &str, input: Input) {
@@ -74,11 +74,9 @@ impl Cluster {
     }
 
     /// What the peer is told of a resource from now on.
-    pub fn say(&self, resource: &str, report: ResourceReport) {
+    pub fn say(&self, resource: &str, side: Side) {
         let mut said = self.said.borrow_mut();
-        if said.resources.get(resource) != Some(&report) {
-            said.resources.insert(resource.to_owned(), report);
-            said.uptime_ms = self.started.elapsed().as_millis() as u64;
+        if said.resources.insert(resource.to_owned(), side) != Some(side) {
             self.pulse.give(Order::Say(said.clone()));
         }
     }
@@ -102,11 +100,6 @@ impl Cluster {
         self.give(resource, Input::Reigned { term });
     }
 
-    /// The data plane reigns under `term` since before this agent started.
-    pub fn resume(&self, resource: &str, term: Term) {
-        self.give(resource, Input::Resume { term });
-    }
-
     /// This node has stopped reigning.
     pub fn release(&self, resource: &str) {
         self.give(resource, Input::Release);
@@ -120,20 +113,13 @@ impl Cluster {
         copies: Vec<Copy>,
         force: bool,
     ) -> Result<Vote, ErrorReply> {
-        let (sender, answer) = oneshot::channel();
-        let before = self
-            .waiting
-            .borrow_mut()
-            .insert(resource.to_owned(), sender);
-        drop(before);
-        let mut random = [0; 4];
-        getrandom::fill(&mut random).map_err(|error| {
-            ErrorReply::new(
-                ErrorKind::Failed,
-                error,
-                "the system gives no random numbers",
-            )
+        let random = random().ok_or_else(|| {
+            let reason = "the operating system gives no random numbers";
+            ErrorReply::new(ErrorKind::Failed, reason, "repeat the command")
         })?;
+        let (sender, answer) = oneshot::channel();
+        let name = resource.to_owned();
+        self.waiting.borrow_mut().insert(name, sender);
         self.give(
             resource,
             Input::Vote {
@@ -163,7 +149,7 @@ impl Cluster {
     async fn follow(self: Rc<Self>, mut news: UnboundedReceiver<News>) {
         while let Some(news) = news.recv().await {
             match news {
-                News::Voted { resource, vote, .. } => self.answer(&resource, Ok(vote)),
+                News::Voted { resource, vote } => self.answer(&resource, Ok(vote)),
                 News::Denied { resource, denied } => self.answer(&resource, Err(denied)),
                 News::Recorded {
                     resource,
@@ -174,10 +160,7 @@ impl Cluster {
                     warn!(resource, term = term.counter, "another node reigns");
                     self.tell(resource, VoterSays::Deposed { term });
                 }
-                News::Peer => {
-                    let alive = self.picture().alive;
-                    info!(alive, "peer");
-                }
+                News::Peer { alive } => info!(alive, "peer"),
             }
         }
     }
@@ -222,7 +205,7 @@ fn refused(resource: &str, denied: Denied) -> ErrorReply {
     let help = match denied {
         Denied::Silence => {
             "two of the three voters are needed: bring the other node or the witness back, or \
-             check the paths between them (`lockstep cluster status`)"
+             check the paths between them"
         }
         Denied::Doubt => {
             "bring the other node up, so that both can say what they know; if it is lost for \

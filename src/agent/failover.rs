@@ -16,11 +16,11 @@ use super::cluster::Cluster;
 use super::front::term_of;
 use super::keeper::Input;
 use super::order::Order;
+use super::plan::Plan;
 use super::protocol::ErrorReply;
 use super::status::Status;
 use super::view::ResourceView;
 use crate::failover::manager::{Facts, First, Side, Wait, decide};
-use crate::failover::report::ResourceReport;
 
 /// How often both nodes are looked at.
 const LOOK: Duration = Duration::from_millis(200);
@@ -63,21 +63,21 @@ impl Failover {
         let mut said = None;
         while !self.status.is_retired() {
             sleep(LOOK).await;
-            let view = self.status.view().await;
-            let me = self.me(&view);
-            self.tell(&view, me);
-            let Some(managed) = self.status.plan().managed else {
+            let plan = self.status.plan();
+            let Some(managed) = &plan.managed else {
                 continue;
             };
-            let verdict = decide(&self.facts(&view, me, &managed));
-            match verdict {
+            let view = self.status.view().await;
+            let me = self.me(&view);
+            self.cluster.say(plan.name(), me);
+            match decide(&self.facts(&view, me, (&plan, managed))) {
                 Ok(()) => {
                     said = None;
-                    self.try_now().await;
+                    self.try_now(plan.name()).await;
                 }
                 Err(wait) => {
                     if wait == Wait::Connected {
-                        self.cluster.probe(&self.name());
+                        self.cluster.probe(plan.name());
                     }
                     if said.replace(wait) != Some(wait) {
                         self.show(wait);
@@ -85,10 +85,6 @@ impl Failover {
                 }
             }
         }
-    }
-
-    fn name(&self) -> String {
-        self.status.plan().name().to_owned()
     }
 
     fn me(&self, view: &ResourceView) -> Side {
@@ -100,29 +96,11 @@ impl Failover {
         }
     }
 
-    /// What the peer is told.
-    fn tell(&self, view: &ResourceView, me: Side) {
-        let current = |state: &String| state == "UpToDate";
-        let report = ResourceReport {
-            primary: me.primary,
-            term: term_of(&view.term),
-            able: me.able,
-            current: view.devices.iter().all(|d| current(&d.disk_state)),
-            resting: me.resting,
-        };
-        self.cluster.say(&self.name(), report);
-    }
-
-    fn facts(&mut self, view: &ResourceView, me: Side, managed: &Managed) -> Facts {
+    fn facts(&mut self, view: &ResourceView, me: Side, of: (&Plan, &Managed)) -> Facts {
+        let (plan, managed) = of;
         let picture = self.cluster.picture();
-        let told = picture.peer.resources.get(&self.name());
-        let peer = picture.alive.then(|| {
-            told.map_or(Side::default(), |told| Side {
-                primary: told.primary,
-                able: told.able,
-                resting: told.resting,
-            })
-        });
+        let told = picture.peer.resources.get(plan.name()).copied();
+        let peer = picture.alive.then(|| told.unwrap_or_default());
         let connected = view
             .connections
             .iter()
@@ -130,7 +108,6 @@ impl Failover {
         let nobody = !me.primary && peer.is_some_and(|peer| !peer.primary);
         let now = Instant::now();
         self.idle = nobody.then(|| self.idle.unwrap_or(now));
-        let plan = self.status.plan();
         let reigned = term_of(&view.term).filter(|term| term.counter > 0);
         Facts {
             automatic: true,
@@ -150,14 +127,14 @@ impl Failover {
         }
     }
 
-    async fn try_now(&mut self) {
+    async fn try_now(&self, resource: &str) {
         let (answer, done) = oneshot::channel();
         let order = Order::Primary { force: false };
         // The keeper lives as long as the agent.
         let _ = self.orders.send(Input::Order { order, answer });
         match done.await {
             Ok(Ok(_)) => {
-                info!(resource = self.name(), "has taken over");
+                info!(resource, "has taken over");
                 self.status.set_trouble(None);
             }
             Ok(Err(ErrorReply { reason, .. })) => {

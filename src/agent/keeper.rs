@@ -231,16 +231,14 @@ impl Keeper {
         let Some(cluster) = self.cluster() else {
             return;
         };
-        cluster.enter(self.name());
+        let reign = self.reign.filter(|_| self.wish.primary);
+        cluster.enter(self.name(), reign);
         if let Some(Err(error)) = self
             .table
             .as_ref()
             .map(|table| cluster.lease(self.name(), table))
         {
             error!(resource = self.name(), reason = error.reason, "lease");
-        }
-        if let (true, Some(term)) = (self.wish.primary, self.reign) {
-            cluster.resume(self.name(), term);
         }
     }
 
@@ -488,7 +486,7 @@ impl Keeper {
             self.table = Some(table);
         }
         if let (Some(cluster), Some(table)) = (self.cluster(), &self.table) {
-            cluster.enter(self.name());
+            cluster.enter(self.name(), None);
             cluster.lease(self.name(), table)?;
         }
         self.find_fronts();

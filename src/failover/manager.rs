@@ -6,8 +6,10 @@
 
 use std::time::Duration;
 
-/// How a node is, as far as it matters here.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+use serde::{Deserialize, Serialize};
+
+/// How a resource is on a node, as far as it matters here. Rides in every beat.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Side {
     pub primary: bool,
     /// Its data plane runs with every disk UpToDate or Consistent.

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::manager::Side;
 use super::membership::Echo;
-use crate::engine::Term;
 
 /// Resources in one beat: it stays below the smallest packet that every network carries.
 const PER_BEAT: usize = 12;
@@ -14,28 +14,10 @@ const MAX_RESOURCES: usize = 256;
 /// Longest name that is taken from the peer.
 const MAX_NAME: usize = 255;
 
-/// How a resource is on the node that tells it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ResourceReport {
-    pub primary: bool,
-    /// The last reign that this node knows, if any.
-    pub term: Option<Term>,
-    /// Its data plane runs, and its copy could be used.
-    pub able: bool,
-    /// All its disks are UpToDate.
-    pub current: bool,
-    /// An operator has taken it out of service here.
-    pub resting: bool,
-}
-
 /// How a node is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeReport {
-    pub standby: bool,
-    pub maintenance: bool,
-    /// Since the agent started.
-    pub uptime_ms: u64,
-    pub resources: BTreeMap<String, ResourceReport>,
+    pub resources: BTreeMap<String, Side>,
 }
 
 /// The body of a beat.
@@ -53,21 +35,22 @@ impl NodeReport {
         let skip = (number as usize % parts) * PER_BEAT;
         let resources = self.resources.iter().skip(skip).take(PER_BEAT);
         NodeReport {
-            resources: resources.map(|(n, r)| (n.clone(), r.clone())).collect(),
-            ..*self
+            resources: resources
+                .map(|(name, side)| (name.clone(), *side))
+                .collect(),
         }
     }
 
-    /// Takes a part that the peer has told.
-    pub fn merge(&mut self, part: NodeReport) {
-        (self.standby, self.maintenance) = (part.standby, part.maintenance);
-        self.uptime_ms = part.uptime_ms;
+    /// Takes a part that the peer has told. True if there is news in it.
+    pub fn merge(&mut self, part: NodeReport) -> bool {
+        let mut news = false;
         for (name, report) in part.resources {
             let room = self.resources.len() < MAX_RESOURCES || self.resources.contains_key(&name);
             if room && name.len() <= MAX_NAME {
-                self.resources.insert(name, report);
+                news |= self.resources.insert(name, report) != Some(report);
             }
         }
+        news
     }
 }
 
@@ -77,14 +60,11 @@ mod tests {
 
     #[test]
     fn a_long_report_arrives_in_parts() {
-        let mut report = NodeReport {
-            standby: true,
-            ..NodeReport::default()
-        };
+        let mut report = NodeReport::default();
         for number in 0..30 {
-            let resource = ResourceReport {
+            let resource = Side {
                 primary: number % 2 == 0,
-                ..ResourceReport::default()
+                ..Side::default()
             };
             report.resources.insert(format!("r{number}"), resource);
         }
@@ -92,7 +72,8 @@ mod tests {
         for number in 0..3 {
             let part = report.part(number);
             assert!(part.resources.len() <= PER_BEAT);
-            heard.merge(part);
+            assert!(heard.merge(part.clone()), "news");
+            assert!(!heard.merge(part), "none");
         }
         assert_eq!(heard, report);
         assert_eq!(NodeReport::default().part(7), NodeReport::default());

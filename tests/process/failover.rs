@@ -51,11 +51,7 @@ fn plan() -> Plan {
 fn reigning() -> (Pair, Witness) {
     let pair = Pair::files(plan());
     let witness = Witness::start(&pair);
-    let mut pair = pair;
-    for node in [&mut pair.alpha, &mut pair.beta] {
-        node.run(&["create-md", "r0"]).ok();
-        node.start_agent();
-    }
+    let pair = pair.start();
     connected(&pair.alpha);
     // The first sync has a source that somebody names.
     wait_until("both nodes are known to the witness", || {
@@ -152,4 +148,22 @@ fn a_witness_that_restarts_disturbs_nobody() {
     }
     let now = status(&pair.alpha);
     assert_eq!((&now["role"], &now["term"]), (&"Primary".into(), &term));
+}
+
+#[test]
+fn an_agent_that_restarts_goes_on_with_the_reign_of_its_data_plane() {
+    let (mut pair, _witness) = reigning();
+    let term = status(&pair.alpha)["term"].clone();
+    let mut nbd = pair.nbd("alpha");
+    for _ in 0..3 {
+        pair.alpha.end_agent("KILL");
+        pair.alpha.start_agent();
+        nbd.write(0, &[1; 4096]).expect("writes");
+    }
+    // Longer than every lease.
+    std::thread::sleep(Duration::from_secs(3));
+    nbd.write(0, &[2; 4096]).expect("writes");
+    let now = status(&pair.alpha);
+    assert_eq!((&now["role"], &now["term"]), (&"Primary".into(), &term));
+    assert_eq!(role(&pair.beta), "Secondary");
 }

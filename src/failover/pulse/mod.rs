@@ -51,10 +51,13 @@ pub struct PulseConfig {
 
 /// What the agent tells the thread.
 pub enum Order {
-    /// A resource whose reigns need votes. `lease`: the memory of its data plane.
+    /// A resource whose reigns need votes. `reign`: its data plane reigns under this term since
+    /// before this thread started, which has to be said first of all ([`Input::Resume`]).
     Add {
         resource: String,
+        reign: Option<Term>,
     },
+    /// The memory in which the data plane looks for its lease.
     Lease {
         resource: String,
         word: LeaseWord,
@@ -79,7 +82,6 @@ pub enum Order {
 pub enum News {
     Voted {
         resource: String,
-        force: bool,
         vote: Vote,
     },
     Denied {
@@ -95,8 +97,10 @@ pub enum News {
         resource: String,
         term: Term,
     },
-    /// The peer has become reachable or not, or has told something new.
-    Peer,
+    /// The peer has become reachable, or silent.
+    Peer {
+        alive: bool,
+    },
 }
 
 /// One of the other voters of a resource.

@@ -16,7 +16,7 @@ use tracing::{error, warn};
 use super::net::{Introduction, Wire, session};
 use super::{News, Order, Picture, Pulse, PulseConfig, PulseError, SeatPicture, VoterPicture};
 use crate::clock;
-use crate::engine::Time;
+use crate::engine::{Term, Time};
 use crate::failover::letter::{self, Ask, Reply, Terms, kind};
 use crate::failover::membership::{Membership, PROBE_EVERY};
 use crate::failover::report::{Beat, NodeReport};
@@ -252,7 +252,7 @@ impl Thread {
 
     fn obey(&mut self, now: Time, order: Order) {
         match order {
-            Order::Add { resource } => self.add(now, resource),
+            Order::Add { resource, reign } => self.add(now, resource, reign),
             Order::Lease { resource, word } => {
                 if let Some(place) = self.places.get_mut(&resource) {
                     word.set(place.seat.serves_until());
@@ -261,14 +261,9 @@ impl Thread {
             }
             Order::Give { resource, input } => self.give(now, &resource, input),
             Order::Say(report) => {
-                let differs = report.standby != self.said.standby
-                    || report.resources != self.said.resources
-                    || report.maintenance != self.said.maintenance;
                 self.said = report;
-                if differs {
-                    // The peer shall know at once.
-                    self.beat_at = now;
-                }
+                // The peer shall know at once.
+                self.beat_at = now;
             }
             Order::Replication(at) => self.members.replication_heard(at),
             Order::Stored { resource, version } => {
@@ -277,7 +272,7 @@ impl Thread {
         }
     }
 
-    fn add(&mut self, now: Time, resource: String) {
+    fn add(&mut self, now: Time, resource: String, reign: Option<Term>) {
         if self.places.contains_key(&resource) {
             return;
         }
@@ -300,7 +295,8 @@ impl Thread {
         let seat = Seat::start(config, memory, blank, now);
         self.places
             .insert(resource.clone(), Place { seat, word: None });
-        self.give(now, &resource, Input::Tick);
+        let first = reign.map_or(Input::Tick, |term| Input::Resume { term });
+        self.give(now, &resource, first);
     }
 
     // ---- seats ----
@@ -361,9 +357,8 @@ impl Thread {
                 });
                 return;
             }
-            Output::Voted { force, vote } => News::Voted {
+            Output::Voted { vote, .. } => News::Voted {
                 resource: name,
-                force,
                 vote,
             },
             Output::Denied(denied) => News::Denied {
@@ -506,14 +501,8 @@ impl Thread {
     }
 
     fn told(&mut self, report: NodeReport) {
-        let before = self.peer.clone();
-        self.peer.merge(report);
-        let same = before.resources == self.peer.resources
-            && before.standby == self.peer.standby
-            && before.maintenance == self.peer.maintenance;
-        if !same {
+        if self.peer.merge(report) {
             self.show_at = Time(0);
-            self.tell(News::Peer);
         }
     }
 
@@ -545,7 +534,7 @@ impl Thread {
                 self.peer = NodeReport::default();
             }
             self.show(now);
-            self.tell(News::Peer);
+            self.tell(News::Peer { alive });
         }
     }
 
