@@ -1,6 +1,7 @@
 //! Heartbeats and leases: a thread of their own, so that nothing that a node does makes them late.
 //!
-//! The thread owns the sockets, the [`Membership`] and the [`Seat`] of every resource. It takes
+//! The thread owns the sockets, the [`Membership`](super::membership::Membership) and the
+//! [`Seat`](super::Seat) of every resource. It takes
 //! [`Order`]s of the agent and gives [`News`]; how things are at any moment is in [`Picture`].
 //! What has to be durable is written by a second thread, so that a slow disk delays no beat.
 //! Deadlines are on the boot-time clock. The end of each lease is written into the memory that the
